@@ -1,0 +1,55 @@
+"""What this installation is: versions, compiler, instruction set, threads."""
+
+import platform
+
+import numpy as np
+
+from . import _core
+from ._version import __version__
+
+
+def show_config(mode="stdout"):
+    """Print, or return, how fastrms was built and what it uses on this machine.
+
+    Parameters
+    ----------
+    mode : {"stdout", "dicts"}
+        Print it, or return it as nested dicts.
+
+    Returns
+    -------
+    dict, or None with mode "stdout".
+
+    Raises
+    ------
+    ValueError
+        If mode is neither.
+    """
+    if mode not in ("stdout", "dicts"):
+        raise ValueError(f'mode must be "stdout" or "dicts", got {mode!r}')
+    config = _gather()
+    if mode == "dicts":
+        return config
+    for section, entries in config.items():
+        print(f"{section}:")
+        for name, value in entries.items():
+            print(f"  {name}: {value}")
+    return None
+
+
+def _gather():
+    build = _core.build_info()
+    return {
+        "fastrms": {"version": __version__},
+        "build": {"compiler": build["compiler"], "flags": build["flags"][build["isa"]]},
+        "instruction set": {"in use": build["isa"], "available": ", ".join(build["isas"])},
+        "threads": {
+            "in use": _core.get_num_threads(),
+            "openmp": build["openmp"] or "not compiled in: every call is serial",
+        },
+        "python": {
+            "version": platform.python_version(),
+            "numpy": np.__version__,
+            "machine": platform.machine(),
+        },
+    }

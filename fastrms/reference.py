@@ -1,0 +1,73 @@
+"""The definition: every function of fastrms in plain NumPy and float64.
+
+Same names, arguments and arrays written as the compiled functions; without an output to write to
+the result stays float64. The tests' oracle and the documentation's formula. It refuses nothing
+that NumPy accepts.
+"""
+
+import numpy as np
+
+
+def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, accumulate=False):
+    """``y = x / sqrt(mean(x**2) + eps) * (weight_offset + weight)`` over the last axis."""
+    x = np.asarray(x, np.float64)
+    return _store(_normalise(x, eps) * _factor(weight, weight_offset), out, accumulate)
+
+
+def rms_norm_backward(
+    dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=None, dweight=None, accumulate=False
+):
+    """Return dx and dweight of ``sum(dy * rms_norm(x, weight))``; dweight is None without weight.
+
+    With ``g = dy * (weight_offset + weight)`` and ``xhat = x / rms``:
+    ``dx = (g - xhat * mean(g * xhat)) / rms`` and ``dweight = sum over rows of dy * xhat``.
+    """
+    dy, x = np.asarray(dy, np.float64), np.asarray(x, np.float64)
+    with np.errstate(all="ignore"):
+        xhat = _normalise(x, eps)
+        g = dy * _factor(weight, weight_offset)
+        dx_value = (g - xhat * _mean(g * xhat)) / _rms(x, eps)
+        terms = dy * xhat
+    if weight is None:
+        return _store(dx_value, dx, accumulate), None
+    dweight_value = terms.reshape(-1, x.shape[-1]).sum(axis=0)
+    return _store(dx_value, dx, accumulate), _store(dweight_value, dweight, accumulate)
+
+
+def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=None):
+    """``residual += x`` in residual's own dtype, then ``rms_norm(residual)``."""
+    np.add(residual, x, out=residual)
+    return rms_norm(residual, weight, eps, weight_offset=weight_offset, out=out)
+
+
+def residual_add(residual, x, scale=1.0):
+    """``residual += scale * x``, rounded once to residual's dtype."""
+    residual[...] = np.asarray(residual, np.float64) + scale * np.asarray(x, np.float64)
+    return residual
+
+
+def _mean(values):
+    with np.errstate(all="ignore"):
+        return values.sum(axis=-1, keepdims=True) / values.shape[-1]
+
+
+def _rms(x, eps):
+    return np.sqrt(_mean(x * x) + eps)
+
+
+def _normalise(x, eps):
+    with np.errstate(all="ignore"):
+        return x / _rms(x, eps)
+
+
+def _factor(weight, weight_offset):
+    return 1.0 if weight is None else weight_offset + np.asarray(weight, np.float64)
+
+
+def _store(value, out, accumulate):
+    """Write a result where the caller wants it, rounded to the buffer's dtype before any sum."""
+    if out is None:
+        return value
+    with np.errstate(all="ignore"):
+        out[...] = out + value.astype(out.dtype) if accumulate else value
+    return out

@@ -1,0 +1,101 @@
+"""The extensions: the door, and the kernels once per instruction set. FASTRMS_DEBUG=1 checks bounds."""
+
+import os
+import platform
+import re
+import tempfile
+
+import numpy as np
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+DEBUG = os.environ.get("FASTRMS_DEBUG", "0") not in ("", "0")
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "wraparound": DEBUG,
+    "initializedcheck": DEBUG,
+    "nonecheck": DEBUG,
+    "cdivision": True,
+    "freethreading_compatible": False,
+}
+
+# Numbers come before speed: no -ffast-math and no contraction, so that every instruction set gives
+# the same bits. Neither errno nor traps from the math functions are read, so both may go.
+COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+if DEBUG:  # undefined behaviour, array bounds included, stops the process
+    COMMON += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-UNDEBUG"]
+ISA_FLAGS = {
+    "baseline": [],
+    "v3": ["-march=x86-64-v3", "-mprefer-vector-width=256"],
+    "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+}
+OPENMP = ["-fopenmp"]
+X86 = platform.machine() in ("x86_64", "AMD64")
+
+
+def extension(name, **more):
+    return Extension(
+        f"fastrms.{name}",
+        [f"src/{name}.pyx"],
+        depends=["src/kernels.pxd", "src/machine.h"],
+        include_dirs=["src"],
+        **more,
+    )
+
+
+def extensions():
+    door = extension("_core", define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")])
+    door.include_dirs.append(np.get_include())
+    isas = ISA_FLAGS if X86 else ["baseline"]
+    return [door, *(extension(f"_kernels_{isa}") for isa in isas)]
+
+
+class BuildExtensions(build_ext):
+    """Give each extension its flags, as far as this compiler takes them."""
+
+    def build_extensions(self):
+        common = [flag for flag in COMMON if self.takes([flag])]
+        openmp = OPENMP if self.takes(OPENMP, "#include <omp.h>\n") else []
+        kept = []
+        for ext in self.extensions:
+            isa = re.sub("fastrms._(kernels_)?", "", ext.name)
+            flags = ISA_FLAGS.get(isa, [])
+            if not self.takes(flags):
+                continue
+            if isa == "core":
+                ext.extra_link_args += openmp
+                flags = openmp
+            ext.extra_compile_args += [*common, *flags]
+            ext.define_macros.append(("FASTRMS_FLAGS", f'"{" ".join([*common, *flags])}"'))
+            if self.compiler.compiler_type == "unix" and platform.system() == "Linux":
+                ext.extra_link_args += ["-Wl,-z,relro,-z,now", "-Wl,-s"]
+            kept.append(ext)
+        self.extensions[:] = kept
+        super().build_extensions()
+
+    def takes(self, flags, source=""):
+        """Whether the compiler builds an empty program with these flags, without complaint."""
+        if not flags:
+            return True
+        if self.compiler.compiler_type != "unix":
+            return False
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "probe.c")
+            with open(path, "w") as file:
+                file.write(source + "int probe(void) { return 0; }\n")
+            try:
+                self.compiler.compile([path], output_dir="/", extra_postargs=[*flags, "-Werror"])
+            except Exception:
+                return False
+        return True
+
+
+setup(
+    ext_modules=cythonize(
+        extensions(), compiler_directives=DIRECTIVES, include_path=["src"], build_dir="build"
+    ),
+    cmdclass={"build_ext": BuildExtensions},
+)

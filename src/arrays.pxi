@@ -1,0 +1,218 @@
+# The door's array checks: what comes in is a float32 ndarray or is refused with a message that
+# names the argument, what was wanted and what came; what goes to a kernel is rows of one stride.
+# Nothing here writes to an array but NumPy's own write-back of a copied output.
+
+cdef cnp.ndarray as_array(object value, str name):
+    """`value` as a plain float32 ndarray over the same memory, or TypeError / ValueError."""
+    cdef cnp.ndarray array
+    if PyArray_CheckExact(value):
+        array = <cnp.ndarray>value
+    else:
+        array = foreign_array(value, name)
+    if cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT or cnp.PyArray_ISBYTESWAPPED(array):
+        raise TypeError(f"{name} must be native float32, got {array.dtype.str!r} ({array.dtype}); "
+                        f"convert it first: {name}.astype(np.float32)")
+    if cnp.PyArray_NDIM(array) == 0:
+        raise ValueError(f"{name} must have at least one axis, got a 0-d array")
+    return array
+
+
+cdef cnp.ndarray foreign_array(object value, str name):
+    """The plain ndarray behind a subclass or a buffer, without a copy."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array, got a masked array, whose mask would be "
+                        f"lost; pass {name}.filled(...) or {name}.data")
+    if isinstance(value, np.ndarray):
+        return np.asarray(value)
+    try:
+        buffer = memoryview(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a float32 numpy.ndarray or a float32 buffer, "
+                        f"got {type(value).__name__}") from None
+    return np.asarray(buffer)
+
+
+cdef cnp.ndarray as_output(object value, str name, cnp.ndarray like, str like_name):
+    """`value` as a writeable array of the shape of `like`."""
+    cdef cnp.ndarray array = as_array(value, name)
+    check_same_shape(array, name, like, like_name)
+    return writeable(array, name)
+
+
+cdef inline cnp.ndarray writeable(cnp.ndarray array, str name):
+    if not cnp.PyArray_ISWRITEABLE(array):
+        raise ValueError(f"{name} must be writeable, got a read-only array")
+    return array
+
+
+cdef inline int check_same_shape(cnp.ndarray array, str name, cnp.ndarray like,
+                                 str like_name) except -1:
+    if not cnp.PyArray_SAMESHAPE(array, like):
+        raise ValueError(f"{name} must have the shape of {like_name}, {shape_of(like)}, "
+                         f"got {shape_of(array)}")
+    return 0
+
+
+cdef cnp.ndarray as_vector(object value, str name, Py_ssize_t n):
+    """`value` as a float32 array of shape (n,)."""
+    cdef cnp.ndarray array = as_array(value, name)
+    if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != n:
+        raise ValueError(f"{name} must have shape ({n},), the last axis of x, "
+                         f"got {shape_of(array)}")
+    return array
+
+
+cdef tuple shape_of(cnp.ndarray array):
+    return (<object>array).shape
+
+
+cdef double as_number(object value, str name) except? -1.0:
+    if PyFloat_CheckExact(value):
+        return <double>value
+    try:
+        return PyFloat_AsDouble(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__}") from None
+
+
+cdef double as_eps(object value) except? -1.0:
+    cdef double eps = as_number(value, "eps")
+    if not eps >= 0:
+        raise ValueError(f"eps must be zero or more, got {eps}")
+    return eps
+
+
+# ---- rows -------------------------------------------------------------------------------------
+
+cdef bint row_stride(cnp.ndarray array, Py_ssize_t* stride) noexcept:
+    """Whether the leading axes collapse to rows of one stride; if so *stride counts floats.
+
+    The last axis must be contiguous, the data aligned. Axes of length 1 have no say.
+    """
+    cdef int axis, last = cnp.PyArray_NDIM(array) - 1
+    cdef Py_ssize_t n = cnp.PyArray_DIM(array, last)
+    cdef Py_ssize_t step = 0, length = 1
+    if not cnp.PyArray_ISALIGNED(array):
+        return False
+    if n > 1 and cnp.PyArray_STRIDE(array, last) != sizeof(float):
+        return False
+    stride[0] = n
+    for axis in range(last - 1, -1, -1):
+        if cnp.PyArray_DIM(array, axis) == 1:
+            continue
+        if length == 1:
+            step = cnp.PyArray_STRIDE(array, axis)
+        elif cnp.PyArray_STRIDE(array, axis) != step * length:
+            return False
+        length *= cnp.PyArray_DIM(array, axis)
+    if length > 1:
+        stride[0] = step // <Py_ssize_t>sizeof(float)
+    return True
+
+
+cdef inline Py_ssize_t count_rows(cnp.ndarray array) noexcept:
+    cdef Py_ssize_t rows = 1
+    cdef int axis
+    for axis in range(cnp.PyArray_NDIM(array) - 1):
+        rows *= cnp.PyArray_DIM(array, axis)
+    return rows
+
+
+cdef inline Py_ssize_t last_axis(cnp.ndarray array) noexcept:
+    return cnp.PyArray_DIM(array, cnp.PyArray_NDIM(array) - 1)
+
+
+cdef inline cnp.ndarray new_like(cnp.ndarray array):
+    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array), cnp.NPY_FLOAT, 0)
+
+
+cdef inline cnp.ndarray copy_of(cnp.ndarray array):
+    return cnp.PyArray_NewCopy(array, cnp.NPY_CORDER)
+
+
+cdef cnp.ndarray input_rows(cnp.ndarray array, Py_ssize_t* stride):
+    """The array itself if a kernel can walk its rows, else NumPy's contiguous copy."""
+    if not row_stride(array, stride):
+        array = copy_of(array)
+        row_stride(array, stride)
+    return array
+
+
+cdef cnp.ndarray output_rows(cnp.ndarray array, Py_ssize_t* stride):
+    """The array itself if a kernel can walk its rows, else a copy that NumPy will write back.
+
+    Rows that overlap each other (a stride below the row's length) go by copy too.
+    """
+    if row_stride(array, stride) and (abs(stride[0]) >= last_axis(array)
+                                      or count_rows(array) <= 1):
+        return array
+    array = PyArray_FromArray(
+        array, NULL,
+        cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE
+        | cnp.NPY_ARRAY_ENSURECOPY | NPY_ARRAY_WRITEBACKIFCOPY)
+    row_stride(array, stride)
+    return array
+
+
+cdef inline int write_back(cnp.ndarray array) except -1:
+    """Copy a write-back copy into the array that it stands for; nothing for any other."""
+    return PyArray_ResolveWritebackIfCopy(array)
+
+
+# ---- overlap ----------------------------------------------------------------------------------
+
+cdef inline void extent(cnp.ndarray array, char** low, char** high) noexcept:
+    """The bytes [low, high) that hold every element."""
+    cdef int axis
+    cdef Py_ssize_t reach
+    low[0] = <char*>cnp.PyArray_DATA(array)
+    high[0] = low[0] + sizeof(float)
+    for axis in range(cnp.PyArray_NDIM(array)):
+        reach = cnp.PyArray_STRIDE(array, axis) * (cnp.PyArray_DIM(array, axis) - 1)
+        if reach > 0:
+            high[0] += reach
+        else:
+            low[0] += reach
+
+
+cdef inline bint overlaps(cnp.ndarray a, cnp.ndarray b) except -1:
+    """Whether the two share memory: bounds first, then NumPy's exact answer."""
+    cdef char *a_low, *a_high, *b_low, *b_high
+    extent(a, &a_low, &a_high)
+    extent(b, &b_low, &b_high)
+    if a_high <= b_low or b_high <= a_low or cnp.PyArray_SIZE(a) == 0 or cnp.PyArray_SIZE(b) == 0:
+        return False
+    return np.shares_memory(a, b)
+
+
+cdef inline bint same_view(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether element i of one is element i of the other (their shapes are equal already)."""
+    cdef int axis
+    if cnp.PyArray_DATA(a) != cnp.PyArray_DATA(b) or cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(b):
+        return False
+    for axis in range(cnp.PyArray_NDIM(a)):
+        if (cnp.PyArray_DIM(a, axis) > 1
+                and cnp.PyArray_STRIDE(a, axis) != cnp.PyArray_STRIDE(b, axis)):
+            return False
+    return True
+
+
+cdef inline cnp.ndarray apart(cnp.ndarray array, cnp.ndarray output):
+    """An input that no write to `output` can spoil: itself, or a copy if they partly overlap."""
+    if not same_view(array, output) and overlaps(array, output):
+        return copy_of(array)
+    return array
+
+
+cdef inline cnp.ndarray weight_beside(cnp.ndarray weight, cnp.ndarray output):
+    """A weight that a kernel can read straight through while it writes `output`."""
+    cdef Py_ssize_t unused
+    if not row_stride(weight, &unused) or overlaps(weight, output):
+        return copy_of(weight)
+    return weight
+
+
+cdef inline int check_apart(cnp.ndarray a, str a_name, cnp.ndarray b, str b_name) except -1:
+    if overlaps(a, b):
+        raise ValueError(f"{a_name} must not share memory with {b_name}: both are outputs")
+    return 0

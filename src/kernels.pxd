@@ -1,0 +1,33 @@
+# The seam between the door and the kernels: one job, one table of functions.
+# Strides count floats from row to row; the last axis is contiguous. Rows are [first, last).
+
+ctypedef struct Job:
+    float* y                # (rows, n) OUT, or IN-OUT with accumulate
+    float* residual         # (rows, n) IN-OUT
+    float* dx               # (rows, n) OUT, or IN-OUT with accumulate
+    const float* x          # (rows, n) IN
+    const float* dy         # (rows, n) IN
+    const float* weight     # (n,) IN, or NULL: the factor is 1
+    Py_ssize_t y_stride
+    Py_ssize_t residual_stride
+    Py_ssize_t dx_stride
+    Py_ssize_t x_stride
+    Py_ssize_t dy_stride
+    Py_ssize_t n
+    double eps
+    double weight_offset
+    double scale
+    bint accumulate
+
+ctypedef void (*rows_kernel)(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil
+
+ctypedef struct Table:
+    rows_kernel rms_norm
+    rows_kernel add_rms_norm
+    rows_kernel residual_add
+    # group (n,) and dweight (n,) are scratch and IN-OUT, both NULL without a weight
+    void (*backward)(const Job* job, Py_ssize_t first, Py_ssize_t last,
+                     float* group, double* dweight) noexcept nogil
+    void (*add_block)(double* dweight, const double* block, Py_ssize_t n) noexcept nogil
+    void (*store_dweight)(float* out, const double* dweight, Py_ssize_t n,
+                          bint accumulate) noexcept nogil

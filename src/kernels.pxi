@@ -1,0 +1,455 @@
+# The kernels: forward, add + forward, backward and add over rows of float32, in typed Cython.
+# Each instruction set compiles this one source. It sees pointers and sizes, never an object, and
+# refuses to let the compiler choose an order of summation: lanes and trees stand here as code, so
+# every build gives the same bits (no -ffast-math, -ffp-contract=off).
+#
+# u = 2**-24 is float32's rounding unit. `restrict` promises no *partial* overlap: an output may
+# be its own input, since every element is loaded before the same element is stored.
+
+from cpython.pycapsule cimport PyCapsule_New
+from libc.math cimport NAN, sqrt
+from libc.string cimport memset
+
+from kernels cimport Job, Table
+
+cdef extern from "machine.h":
+    const char* FLAGS "FASTRMS_FLAGS"
+
+cdef enum:
+    LANES = 16     # one AVX-512 vector, two of AVX, four of SSE or NEON
+    GROUP = 8      # rows whose dweight is summed in float32 before it joins the float64 sum
+
+# Below this mean square a float32 sum of squares may have lost bits to underflow: each square is
+# off by at most 2**-150, so at 2**-100 the mean is still right to 2**-50.
+cdef double TRUSTED = 2.0 ** -100
+# 1 / rms outside these bounds, or a gradient's size outside TAME, is scaled in float64: inside,
+# no product of the float32 path can overflow or lose bits that count.
+cdef double SMALL_INV = 2.0 ** -40
+cdef double LARGE_INV = 2.0 ** 40
+cdef double SMALL_SQUARE = 2.0 ** -100
+cdef double LARGE_SQUARE = 2.0 ** 100
+
+
+# ---- sums -------------------------------------------------------------------------------------
+
+cdef inline void block_products(float* restrict tree, const float* restrict a,
+                                const float* restrict b) noexcept nogil:
+    """Sum 128 products in float32: lane k holds a[k]*b[k] + a[k+16]*b[k+16] + ..., as a tree.
+
+    tree (16,) OUT; a, b (128,) IN. Error: 4 u of the sum of |a*b| (one product, three sums).
+    """
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        tree[k] = (
+            ((a[k] * b[k] + a[k + 64] * b[k + 64])
+             + (a[k + 32] * b[k + 32] + a[k + 96] * b[k + 96]))
+            + ((a[k + 16] * b[k + 16] + a[k + 80] * b[k + 80])
+               + (a[k + 48] * b[k + 48] + a[k + 112] * b[k + 112])))
+
+
+cdef inline double fold(double* lane) noexcept nogil:
+    """Add up 16 lanes as a fixed tree."""
+    cdef Py_ssize_t k
+    for k in range(8):
+        lane[k] += lane[k + 8]
+    for k in range(4):
+        lane[k] += lane[k + 4]
+    return (lane[0] + lane[2]) + (lane[1] + lane[3])
+
+
+cdef inline void add_products(double* restrict lane, const float* restrict a,
+                              const float* restrict b, Py_ssize_t n) noexcept nogil:
+    """Add n < 128 products in float64, where they are exact. lane (16,) IN-OUT; a, b (n,) IN."""
+    cdef Py_ssize_t i = 0, k
+    while i + LANES <= n:
+        for k in range(LANES):
+            lane[k] += <double>a[i + k] * <double>b[i + k]
+        i += LANES
+    for k in range(n - i):
+        lane[k] += <double>a[i + k] * <double>b[i + k]
+
+
+cdef inline double sum_squares(const float* restrict x, Py_ssize_t n) noexcept nogil:
+    """Sum x**2: trees of 8 in float32, then 16 lanes of float64. x (n,) IN.
+
+    Error: 4 u at worst, 1 u on constant rows, less on mixed ones, for any n. All-float64 sums
+    cost 1.5 times this in cache.
+    """
+    cdef double[16] lane
+    cdef float[16] tree
+    cdef Py_ssize_t i, k
+    memset(lane, 0, sizeof(lane))
+    for i in range(0, n - 127, 128):
+        block_products(tree, x + i, x + i)
+        for k in range(LANES):
+            lane[k] += <double>tree[k]
+    i = n - n % 128
+    add_products(lane, x + i, x + i, n - i)
+    return fold(lane)
+
+
+cdef inline double add_sum_squares(float* restrict residual, const float* restrict x,
+                                   Py_ssize_t n) noexcept nogil:
+    """residual += x, and the sum of squares of the result, in one pass and in sum_squares' order.
+
+    residual (n,) IN-OUT; x (n,) IN.
+    """
+    cdef double[16] lane
+    cdef float[16] tree
+    cdef Py_ssize_t i, k
+    memset(lane, 0, sizeof(lane))
+    for i in range(0, n - 127, 128):
+        for k in range(128):
+            residual[i + k] = residual[i + k] + x[i + k]
+        block_products(tree, residual + i, residual + i)
+        for k in range(LANES):
+            lane[k] += <double>tree[k]
+    i = n - n % 128
+    for k in range(i, n):
+        residual[k] = residual[k] + x[k]
+    add_products(lane, residual + i, residual + i, n - i)
+    return fold(lane)
+
+
+cdef double sum_squares_wide(const float* restrict x, Py_ssize_t n) noexcept nogil:
+    """Sum x**2 with float64 products, which no float32 overflows or loses. x (n,) IN."""
+    cdef double[16] lane
+    memset(lane, 0, sizeof(lane))
+    add_products(lane, x, x, n)
+    return fold(lane)
+
+
+cdef inline double inverse_rms(double squares, const float* x, Py_ssize_t n,
+                               double eps) noexcept nogil:
+    """1 / sqrt(mean(x**2) + eps) from the float32 sum, summed again where that cannot be trusted.
+
+    x (n,) IN.
+    """
+    cdef double mean = squares / <double>n + eps
+    if not TRUSTED <= mean <= 1e300:
+        mean = sum_squares_wide(x, n) / <double>n + eps
+    return 1.0 / sqrt(mean)
+
+
+# ---- forward ----------------------------------------------------------------------------------
+
+cdef inline void scale_row(float* restrict y, const float* restrict x,
+                           const float* restrict weight, float inv_rms, Py_ssize_t n,
+                           bint weighted, bint accumulate) noexcept nogil:
+    """y = x * inv_rms * weight in float32: 1 u for inv_rms, 1 u a product.
+
+    y (n,) OUT, or IN-OUT to accumulate; x (n,) IN; weight (n,) IN if weighted.
+    """
+    cdef Py_ssize_t i
+    cdef float value
+    for i in range(n):
+        value = x[i] * inv_rms
+        if weighted:
+            value = value * weight[i]
+        if accumulate:
+            value = y[i] + value
+        y[i] = value
+
+
+cdef void scale_row_wide(float* y, const float* x, const float* weight, double inv_rms,
+                         double weight_offset, Py_ssize_t n, bint accumulate) noexcept nogil:
+    """scale_row in float64, rounded once: for 1 / rms at float32's edges, and 1 + weight exactly.
+
+    NaN comes out as one bit pattern, whichever operand order the compiler chose.
+    """
+    cdef Py_ssize_t i
+    cdef double value
+    cdef float rounded
+    for i in range(n):
+        value = <double>x[i] * inv_rms
+        if weight != NULL:
+            value = value * (weight_offset + <double>weight[i])
+        rounded = <float>(value if value == value else NAN)
+        y[i] = y[i] + rounded if accumulate else rounded
+
+
+cdef inline void norm_row(float* y, const float* x, const float* weight, double inv_rms,
+                          double weight_offset, Py_ssize_t n, bint accumulate) noexcept nogil:
+    """y = x * inv_rms * (weight_offset + weight), by whichever path is right for this row."""
+    if (not SMALL_INV <= inv_rms <= LARGE_INV) or (weight != NULL and weight_offset != 0):
+        scale_row_wide(y, x, weight, inv_rms, weight_offset, n, accumulate)
+    elif weight == NULL:
+        scale_row(y, x, weight, <float>inv_rms, n, False, accumulate)
+    elif accumulate:
+        scale_row(y, x, weight, <float>inv_rms, n, True, True)
+    else:
+        scale_row(y, x, weight, <float>inv_rms, n, True, False)
+
+
+cdef void rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """Forward. job.y (rows, n) OUT or IN-OUT; job.x (rows, n), job.weight (n,) IN."""
+    cdef Py_ssize_t row, n = job.n
+    cdef const float* x
+    for row in range(first, last):
+        x = job.x + row * job.x_stride
+        norm_row(job.y + row * job.y_stride, x, job.weight,
+                 inverse_rms(sum_squares(x, n), x, n, job.eps),
+                 job.weight_offset, n, job.accumulate)
+
+
+cdef void add_rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """Add, then forward. job.residual IN-OUT, job.y OUT, job.x IN (rows, n); job.weight (n,) IN.
+
+    y may be x: the row of x is spent before the row of y is written.
+    """
+    cdef Py_ssize_t row, n = job.n
+    cdef float* residual
+    cdef double squares
+    for row in range(first, last):
+        residual = job.residual + row * job.residual_stride
+        squares = add_sum_squares(residual, job.x + row * job.x_stride, n)
+        norm_row(job.y + row * job.y_stride, residual, job.weight,
+                 inverse_rms(squares, residual, n, job.eps),
+                 job.weight_offset, n, False)
+
+
+cdef void residual_add(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """residual += scale * x. job.residual (rows, n) IN-OUT; job.x (rows, n) IN.
+
+    scale 1 is NumPy's own addition; any other is multiplied and added in float64, rounded once.
+    """
+    cdef Py_ssize_t row
+    for row in range(first, last):
+        add_row(job.residual + row * job.residual_stride, job.x + row * job.x_stride,
+                job.scale, job.n)
+
+
+cdef inline void add_row(float* restrict residual, const float* restrict x, double scale,
+                         Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    if scale == 1.0:
+        for i in range(n):
+            residual[i] = residual[i] + x[i]
+    else:
+        for i in range(n):
+            residual[i] = <float>(<double>residual[i] + scale * <double>x[i])
+
+
+# ---- backward ---------------------------------------------------------------------------------
+#
+# With g = dy * weight and xhat = x * inv_rms, the gradient of y = xhat * weight is
+#     dx = inv_rms * (g - xhat * mean(g * xhat)),    dweight = sum over rows of dy * xhat
+# (the chain rule through 1 / rms; never 1 / rms**3, which leaves float32 at rms 1e13).
+# Phase one takes the two sums of a row, phase two writes dx while the row is still in cache.
+
+cdef struct RowSums:
+    double squares      # sum of x * x
+    double products     # sum of g * x
+    double x_peak       # at least max(x * x), at most 8 times that
+    double g_peak       # likewise for g
+    double dy_peak      # likewise for dy
+
+
+cdef inline void peak_lanes(float* restrict peak, const float* restrict tree) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(LANES):
+        peak[k] = tree[k] if tree[k] > peak[k] else peak[k]
+
+
+cdef inline double peak_of(const float* peak) noexcept nogil:
+    cdef Py_ssize_t k
+    cdef float highest = 0
+    for k in range(LANES):
+        if peak[k] > highest:
+            highest = peak[k]
+    return highest
+
+
+cdef inline void sum_row(RowSums* sums, const float* restrict dy, const float* restrict x,
+                         const float* restrict weight, Py_ssize_t n,
+                         bint weighted) noexcept nogil:
+    """Phase one: the sums of a row in float32 trees and float64 lanes. dy, x, weight (n,) IN.
+
+    A tree of 8 squares bounds the largest of them from both sides, so the peaks are almost free.
+    """
+    cdef double[16] squares
+    cdef double[16] products
+    cdef float[16] x_peak
+    cdef float[16] g_peak
+    cdef float[16] dy_peak
+    cdef float[16] tree
+    cdef float[128] x_block
+    cdef float[128] dy_block
+    cdef float[128] g_block
+    cdef const float* x_now
+    cdef const float* dy_now
+    cdef const float* g_now
+    cdef Py_ssize_t i, k, width
+    memset(squares, 0, sizeof(squares))
+    memset(products, 0, sizeof(products))
+    memset(x_peak, 0, sizeof(x_peak))
+    memset(g_peak, 0, sizeof(g_peak))
+    memset(dy_peak, 0, sizeof(dy_peak))
+    for i in range(0, n, 128):
+        x_now = x + i
+        dy_now = dy + i
+        if i + 128 > n:         # the last block, filled up with zeros
+            width = n - i
+            memset(x_block, 0, sizeof(x_block))
+            memset(dy_block, 0, sizeof(dy_block))
+            memset(g_block, 0, sizeof(g_block))
+            for k in range(width):
+                x_block[k] = x_now[k]
+                dy_block[k] = dy_now[k]
+                g_block[k] = dy_now[k] * weight[i + k] if weighted else dy_now[k]
+            x_now = x_block
+            dy_now = dy_block
+            g_now = g_block
+        elif weighted:
+            for k in range(128):
+                g_block[k] = dy_now[k] * weight[i + k]
+            g_now = g_block
+        else:
+            g_now = dy_now
+        block_products(tree, x_now, x_now)
+        peak_lanes(x_peak, tree)
+        for k in range(LANES):
+            squares[k] += <double>tree[k]
+        block_products(tree, g_now, x_now)
+        for k in range(LANES):
+            products[k] += <double>tree[k]
+        block_products(tree, g_now, g_now)
+        peak_lanes(g_peak, tree)
+        if weighted:
+            block_products(tree, dy_now, dy_now)
+            peak_lanes(dy_peak, tree)
+    sums.squares = fold(squares)
+    sums.products = fold(products)
+    sums.x_peak = peak_of(x_peak)
+    sums.g_peak = peak_of(g_peak)
+    sums.dy_peak = peak_of(dy_peak) if weighted else sums.g_peak
+
+
+cdef inline bint is_tame(const RowSums* sums, double inv_rms, double mean) noexcept nogil:
+    """Whether float32 gives dx to 2e-6 (33 u) of the row's largest |dx|.
+
+    Let G = max|g|, P = max|xhat| * |mean(g * xhat)|. Then g - xhat * mean is off by at most
+    (G + 8 P) u, and by 5 G u for the error of the mean (its roundings taken as independent),
+    while max|dx| / inv_rms >= G - P. P <= G / 2 keeps (G + 8 P + 5 G) u <= 33 u (G - P) with
+    room for the last two roundings. The peaks are squares, and g's lies within 8 G**2.
+    """
+    return (SMALL_INV <= inv_rms <= LARGE_INV
+            and SMALL_SQUARE <= sums.g_peak <= LARGE_SQUARE
+            and SMALL_SQUARE <= sums.dy_peak <= LARGE_SQUARE
+            and sums.x_peak * (inv_rms * mean) * (inv_rms * mean) <= sums.g_peak / 32)
+
+
+cdef inline void gradient_row(float* restrict dx, float* restrict group,
+                              const float* restrict dy, const float* restrict x,
+                              const float* restrict weight, float inv_rms, float mean,
+                              Py_ssize_t n, bint weighted, bint grouped,
+                              bint accumulate) noexcept nogil:
+    """Phase two in float32: dx, and dy * xhat into the group of rows.
+
+    dx (n,) OUT, or IN-OUT to accumulate; group (n,) IN-OUT if weighted: added to once `grouped`,
+    else written; dy, x (n,) IN; weight (n,) IN if weighted.
+    """
+    cdef Py_ssize_t i
+    cdef float g, xhat, value
+    for i in range(n):
+        g = dy[i]
+        xhat = x[i] * inv_rms
+        if weighted:
+            group[i] = group[i] + g * xhat if grouped else g * xhat
+            g = g * weight[i]
+        value = (g - xhat * mean) * inv_rms
+        if accumulate:
+            value = dx[i] + value
+        dx[i] = value
+
+
+cdef void gradient_row_wide(float* dx, double* dweight, const float* dy, const float* x,
+                            const float* weight, double eps, double weight_offset, Py_ssize_t n,
+                            bint accumulate) noexcept nogil:
+    """Both phases in float64, for rows that float32 cannot hold or would cancel in.
+
+    dx (n,) OUT or IN-OUT; dweight (n,) IN-OUT, NULL without a weight; dy, x, weight (n,) IN.
+    """
+    cdef Py_ssize_t i
+    cdef double inv_rms = 1.0 / sqrt(sum_squares_wide(x, n) / <double>n + eps)
+    cdef double mean = 0, g, xhat, value
+    cdef float rounded
+    for i in range(n):
+        g = dy[i] * (weight_offset + <double>weight[i]) if weight != NULL else dy[i]
+        mean += g * (x[i] * inv_rms)
+    mean /= <double>n
+    for i in range(n):
+        g = dy[i]
+        xhat = x[i] * inv_rms
+        if weight != NULL:
+            dweight[i] += g * xhat
+            g = g * (weight_offset + <double>weight[i])
+        value = inv_rms * (g - xhat * mean)
+        rounded = <float>(value if value == value else NAN)
+        dx[i] = dx[i] + rounded if accumulate else rounded
+
+
+cdef void flush_group(double* restrict dweight, const float* restrict group,
+                      Py_ssize_t n) noexcept nogil:
+    """dweight += group. dweight (n,) IN-OUT; group (n,) IN."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        dweight[i] += <double>group[i]
+
+
+cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
+                   float* group, double* dweight) noexcept nogil:
+    """Backward. job.dx (rows, n) OUT or IN-OUT; job.dy, job.x (rows, n), job.weight (n,) IN.
+
+    group (n,) scratch, dweight (n,) IN-OUT: NULL without a weight. dweight's error: 5 u a term,
+    7 u for a group's float32 sums, so at most 12 u = 7.2e-7 of the sum of |dy * xhat|.
+    """
+    cdef Py_ssize_t row, held = 0, n = job.n
+    cdef bint weighted = job.weight != NULL, plain = not weighted or job.weight_offset == 0
+    cdef const float* x
+    cdef const float* dy
+    cdef float* dx
+    cdef double inv_rms, mean
+    cdef RowSums sums
+    for row in range(first, last):
+        x = job.x + row * job.x_stride
+        dy = job.dy + row * job.dy_stride
+        dx = job.dx + row * job.dx_stride
+        if plain:
+            sum_row(&sums, dy, x, job.weight, n, weighted)
+            inv_rms = 1.0 / sqrt(sums.squares / <double>n + job.eps)
+            mean = sums.products * inv_rms / <double>n
+        if plain and is_tame(&sums, inv_rms, mean):
+            gradient_row(dx, group, dy, x, job.weight, <float>inv_rms, <float>mean, n,
+                         weighted, held > 0, job.accumulate)
+            held += weighted
+        else:
+            gradient_row_wide(dx, dweight, dy, x, job.weight, job.eps, job.weight_offset, n,
+                              job.accumulate)
+        if held == GROUP:
+            flush_group(dweight, group, n)
+            held = 0
+    if held:
+        flush_group(dweight, group, n)
+
+
+cdef void add_block(double* restrict dweight, const double* restrict block,
+                    Py_ssize_t n) noexcept nogil:
+    """dweight += block, both (n,)."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        dweight[i] += block[i]
+
+
+cdef void store_dweight(float* restrict out, const double* restrict dweight, Py_ssize_t n,
+                        bint accumulate) noexcept nogil:
+    """out = dweight, or out += dweight, rounded to float32. out (n,) OUT or IN-OUT."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = out[i] + <float>dweight[i] if accumulate else <float>dweight[i]
+
+
+cdef Table TABLE = Table(rms_norm, add_rms_norm, residual_add, backward, add_block, store_dweight)
+
+table = PyCapsule_New(&TABLE, "fastrms.kernels", NULL)
+flags = FLAGS.decode()

@@ -1,0 +1,178 @@
+# The door's threads: how many, when, and which rows each one takes. Rows are independent, so any
+# split gives the same bits; dweight's blocks are fixed by the row count alone.
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    #define FASTRMS_OPENMP _OPENMP
+    #else
+    #define FASTRMS_OPENMP 0
+    #define omp_get_max_threads() 1
+    #endif
+    """
+    const int FASTRMS_OPENMP
+    int omp_get_max_threads() nogil
+
+# Below these many elements (a few microseconds) the call stays on its thread and keeps the GIL.
+cdef Py_ssize_t RELEASE_GIL = 16384
+cdef Py_ssize_t PARALLEL = 65536
+# dweight is summed over at most this many blocks, whatever the threads: 8 bytes * n each.
+cdef Py_ssize_t MOST_BLOCKS = 64
+cdef Py_ssize_t LEAST_BLOCK = 64
+
+cdef int wanted_threads = 0        # 0: what OpenMP would use
+cdef int openmp_threads = omp_get_max_threads()
+cdef bint forked = False
+
+
+def set_num_threads(n):
+    """Set how many threads a call may use.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. Small work stays on the calling thread whatever n is. The results have the
+        same bits for every n.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If n is not an integer, or is below 1.
+
+    Notes
+    -----
+    The default is ``FASTRMS_NUM_THREADS``, else what OpenMP would use (``OMP_NUM_THREADS``, the
+    process's CPU affinity). A limit set through OpenMP later, as threadpoolctl does, wins. A
+    process forked from this one runs on one thread, because an OpenMP pool does not survive
+    a fork. Without OpenMP (see `show_config`) every call runs on its own thread.
+    """
+    global wanted_threads
+    wanted_threads = as_thread_count(n, "n")
+
+
+cdef int as_thread_count(object value, str name) except -1:
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    if not 1 <= count <= 1024:
+        raise ValueError(f"{name} must be 1 to 1024 threads, got {count}")
+    return count
+
+
+def get_num_threads():
+    """Return how many threads a large call made now, from this thread, would use."""
+    return thread_count()
+
+
+cdef int thread_count() noexcept nogil:
+    cdef int limit = omp_get_max_threads()
+    if forked or FASTRMS_OPENMP == 0:
+        return 1
+    if wanted_threads == 0 or (limit < openmp_threads and limit < wanted_threads):
+        return limit
+    return wanted_threads
+
+
+def _run_serially_after_fork():
+    global forked
+    forked = True
+
+
+cdef int read_environment() except -1:
+    """Take FASTRMS_NUM_THREADS, if it is set."""
+    global wanted_threads
+    value = os.environ.get("FASTRMS_NUM_THREADS")
+    if value:
+        try:
+            wanted_threads = as_thread_count(int(value), "FASTRMS_NUM_THREADS")
+        except ValueError:
+            raise ImportError(f"FASTRMS_NUM_THREADS must be 1 to 1024, got {value!r}") from None
+    return 0
+
+
+cdef void run_rows(rows_kernel kernel, const Job* job, Py_ssize_t rows) noexcept nogil:
+    """Run a kernel over all rows, on one thread or split evenly over several."""
+    cdef int part, parts = 1
+    if rows > 1 and rows * job.n >= PARALLEL:
+        parts = <int>min(<Py_ssize_t>thread_count(), rows)
+    if parts == 1:
+        kernel(job, 0, rows)
+        return
+    for part in prange(parts, num_threads=parts, schedule="static"):
+        kernel(job, rows * part // parts, rows * (part + 1) // parts)
+
+
+cdef int run(rows_kernel kernel, const Job* job, Py_ssize_t rows) except -1:
+    """run_rows, without the GIL where the work is worth letting go of it."""
+    if rows * job.n == 0:
+        return 0
+    if rows * job.n < RELEASE_GIL:
+        kernel(job, 0, rows)
+    else:
+        with nogil:
+            run_rows(kernel, job, rows)
+    return 0
+
+
+cdef inline Py_ssize_t block_rows(Py_ssize_t rows) noexcept nogil:
+    """How many rows one partial sum of dweight covers: from the row count alone."""
+    return max(LEAST_BLOCK, (rows + MOST_BLOCKS - 1) // MOST_BLOCKS)
+
+
+cdef void backward_blocks(const Job* job, Py_ssize_t rows, int parts, float* group,
+                          double* block, double* dweight) noexcept nogil:
+    """Backward over fixed row blocks; their partial sums join dweight in the order of the rows.
+
+    Serially one slot of scratch (group (n,), block (n,)) serves every block; threads have one each.
+    """
+    cdef Py_ssize_t size = block_rows(rows), blocks = (rows + size - 1) // size, b
+    cdef Py_ssize_t slot = job.n if parts > 1 and dweight != NULL else 0
+    if parts == 1:
+        for b in range(blocks):
+            backward_block(job, b * size, min(rows, (b + 1) * size), group, block)
+            if dweight != NULL:
+                kernels.add_block(dweight, block, job.n)
+        return
+    for b in prange(blocks, num_threads=parts, schedule="dynamic"):
+        backward_block(job, b * size, min(rows, (b + 1) * size), group + b * slot, block + b * slot)
+    if dweight != NULL:
+        for b in range(blocks):
+            kernels.add_block(dweight, block + b * slot, job.n)
+
+
+cdef inline void backward_block(const Job* job, Py_ssize_t first, Py_ssize_t last, float* group,
+                                double* block) noexcept nogil:
+    if block != NULL:
+        memset(block, 0, job.n * sizeof(double))
+    kernels.backward(job, first, last, group, block)
+
+
+cdef int run_backward(const Job* job, Py_ssize_t rows, float* dweight,
+                      bint accumulate) except -1:
+    """Backward over all rows; dweight (n,) OUT, or IN-OUT to accumulate, NULL without a weight."""
+    cdef Py_ssize_t size = block_rows(rows), blocks = (rows + size - 1) // size, n = job.n
+    cdef int parts = 1
+    cdef Py_ssize_t slots
+    cdef double* total = NULL
+    cdef double* block = NULL
+    cdef float* group = NULL
+    if rows * n >= PARALLEL:
+        parts = <int>min(<Py_ssize_t>thread_count(), blocks)
+    if dweight != NULL:
+        slots = blocks if parts > 1 else 1
+        total = <double*>PyMem_RawCalloc(n, (slots + 1) * sizeof(double) + slots * sizeof(float))
+        if total == NULL:
+            raise MemoryError()
+        block = total + n
+        group = <float*>(block + slots * n)
+    if rows * n < RELEASE_GIL:
+        backward_blocks(job, rows, 1, group, block, total)
+    else:
+        with nogil:
+            backward_blocks(job, rows, parts, group, block, total)
+    if dweight != NULL:
+        kernels.store_dweight(dweight, total, n, accumulate)
+        PyMem_RawFree(total)
+    return 0
