@@ -1,4 +1,7 @@
-"""The extensions: the door, and the kernels once per instruction set. FASTRMS_DEBUG=1 checks bounds."""
+"""The extensions: the door, and the kernels once per instruction set.
+
+FASTRMS_DEBUG=1 builds with bounds checks: undefined behaviour then stops the process.
+"""
 
 import os
 import platform
@@ -19,7 +22,7 @@ DIRECTIVES = {"language_level": 3, "cdivision": True, "freethreading_compatible"
 # Numbers come before speed: no -ffast-math and no contraction, so that every instruction set gives
 # the same bits. Neither errno nor traps from the math functions are read, so both may go.
 COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-if DEBUG:  # undefined behaviour, array bounds included, stops the process
+if DEBUG:
     COMMON += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-UNDEBUG"]
 ISA_FLAGS = {
     "baseline": [],

@@ -3,6 +3,9 @@
 The bounds that fastrms promises stand here, once, with their reasons; the tests use them too.
 """
 
+import functools
+import itertools
+
 import numpy as np
 
 import fastrms
@@ -21,7 +24,17 @@ DWEIGHT = 1e-6
 FLOAT64_NOISE = 64 * 2.0**-53
 
 TINY = np.float32(2.0**-126)
-SHAPES = ((1, 1), (3, 7), (5, 64), (17, 100), (4, 129), (16, 576), (199, 33), (40, 4096))
+SHAPES = (
+    (1, 1),
+    (3, 7),
+    (5, 64),
+    (17, 100),
+    (4, 129),
+    (16, 576),
+    (199, 33),
+    (40, 4096),
+    (30, 5125),
+)
 SCALES = (1e-45, 1e-30, 1.0, 1e19, 1e37)
 
 
@@ -57,3 +70,94 @@ def dweight_error(dweight, exact, dy, x, eps):
         error = np.abs(dweight.astype(np.float64) - exact) - rounding
     same = (dweight == exact.astype(np.float32)) | (np.isnan(dweight) & np.isnan(exact))
     return float((np.where(same, 0.0, error) / np.maximum(size, 2.0**-126)).max(initial=0.0))
+
+
+def run(stream=None):
+    """Check this machine, print a table of the largest errors, and return 1 if a bound breaks."""
+    say = functools.partial(print, file=stream, flush=True)
+    say(f"fastrms {fastrms.__version__}: largest error against the float64 reference")
+    say(f"{'isa':<10}{'threads':>8}  " + "".join(f"{name:>16}" for name in MEASURES))
+    say(f"{'':<10}{'bound':>8}  " + "".join(f"{bound:>16g}" for _, bound in MEASURES.values()))
+    broken = 0
+    before = _core.current(), fastrms.get_num_threads()
+    try:
+        for isa, threads in itertools.product(_core.available_isas(), THREADS):
+            _core.use_isa(isa)
+            fastrms.set_num_threads(threads)
+            worst = _worst_errors()
+            broken += sum(not worst[name] <= bound for name, (_, bound) in MEASURES.items())
+            say(f"{isa:<10}{threads:>8}  " + "".join(f"{worst[name]:>16.3g}" for name in MEASURES))
+    finally:
+        _core.use_isa(before[0])
+        fastrms.set_num_threads(before[1])
+    cases = len(SHAPES) * len(SCALES)
+    say(f"{cases} cases a line; every bound holds" if not broken else f"{broken} bounds broken")
+    return 1 if broken else 0
+
+
+def _worst_errors():
+    worst = dict.fromkeys(MEASURES, 0.0)
+    for number, (shape, scale) in enumerate(itertools.product(SHAPES, SCALES)):
+        case = Case(np.random.default_rng(number), shape, scale)
+        for name, (measure, _) in MEASURES.items():
+            worst[name] = max(worst[name], measure(case))
+    return worst
+
+
+class Case:
+    """Arrays of one shape and scale; x has an outlier row and a null row if there is room."""
+
+    def __init__(self, rng, shape, scale):
+        normal = functools.partial(rng.standard_normal, dtype=np.float32)
+        self.x = normal(shape) * np.float32(scale)
+        self.x[1:2, 0] = 1e4 * scale if scale < 1e30 else scale
+        self.x[2:3] = 0
+        self.residual, self.dy = normal(shape), normal(shape)
+        self.weight = 1 + np.float32(0.3) * normal(shape[1])
+        self.eps = 1e-5 if scale == 1 else 0.0 if shape[0] < 3 else 1e-30
+
+
+def _forward(case, weight, **kwargs):
+    y = fastrms.rms_norm(case.x, weight, case.eps, **kwargs)
+    return ulps(y, reference.rms_norm(case.x, weight, case.eps, **kwargs))
+
+
+def _add_forward(case):
+    stream, expected = case.residual.copy(), case.residual.copy()
+    y = fastrms.add_rms_norm(case.x, stream, case.weight, case.eps)
+    exact = reference.add_rms_norm(case.x, expected, case.weight, case.eps)
+    return ulps(y, exact) if np.array_equal(stream, expected) else np.inf
+
+
+def _backward(case):
+    arguments = case.dy, case.x, case.weight, case.eps
+    return (*fastrms.rms_norm_backward(*arguments), *reference.rms_norm_backward(*arguments))
+
+
+def _dx(case):
+    dx, _, exact, _ = _backward(case)
+    return dx_error(dx, exact, case.dy, case.x, case.weight, case.eps)
+
+
+def _dweight(case):
+    _, dweight, _, exact = _backward(case)
+    return dweight_error(dweight, exact, case.dy, case.x, case.eps)
+
+
+def _residual_add(case):
+    stream, expected = case.residual.copy(), case.residual.copy()
+    fastrms.residual_add(stream, case.x, 0.5)
+    return ulps(stream, reference.residual_add(expected, case.x, 0.5).astype(np.float64))
+
+
+# Each measure and its bound: ulp for forward and add, fractions for the gradients.
+MEASURES = {
+    "rms_norm": (lambda case: _forward(case, case.weight), FORWARD_ULP),
+    "no weight": (lambda case: _forward(case, None), FORWARD_ULP_UNWEIGHTED),
+    "1 + weight": (lambda case: _forward(case, case.weight, weight_offset=1.0), FORWARD_ULP),
+    "add_rms_norm": (_add_forward, FORWARD_ULP),
+    "dx": (_dx, DX),
+    "dweight": (_dweight, DWEIGHT),
+    "residual_add": (_residual_add, 0.0),
+}
+THREADS = (1, 2, 3)

@@ -26,8 +26,10 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef extern from *:
     """
-    #ifdef __VERSION__
+    #if defined(__clang__)
     #define FASTRMS_COMPILER __VERSION__
+    #elif defined(__GNUC__)
+    #define FASTRMS_COMPILER "GCC " __VERSION__
     #else
     #define FASTRMS_COMPILER "unknown"
     #endif
