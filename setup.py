@@ -17,7 +17,12 @@ DEBUG = os.environ.get("FASTRMS_DEBUG", "0") not in ("", "0")
 
 # Kernels walk raw pointers, so Cython's index checks would cost nothing and cover only the door's
 # Python objects: they stay on. C arrays are checked by the compiler, under FASTRMS_DEBUG.
-DIRECTIVES = {"language_level": 3, "cdivision": True, "freethreading_compatible": False}
+DIRECTIVES = {
+    "language_level": 3,
+    "cdivision": True,
+    "autotestdict": False,
+    "freethreading_compatible": False,
+}
 
 # Numbers come before speed: no -ffast-math and no contraction, so that every instruction set gives
 # the same bits. Neither errno nor traps from the math functions are read, so both may go.

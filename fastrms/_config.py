@@ -1,6 +1,7 @@
 """What this installation is: versions, compiler, instruction set, threads."""
 
 import platform
+from typing import Any, Literal
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from . import _core
 from ._version import __version__
 
 
-def show_config(mode="stdout"):
+def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, dict[str, Any]] | None:
     """Print, or return, how fastrms was built and what it uses on this machine.
 
     Parameters
@@ -37,7 +38,7 @@ def show_config(mode="stdout"):
     return None
 
 
-def _gather():
+def _gather() -> dict[str, dict[str, Any]]:
     build = _core.build_info()
     return {
         "fastrms": {"version": __version__},

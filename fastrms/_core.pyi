@@ -4,36 +4,36 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
-Float32Array: TypeAlias = NDArray[np.float32]
+_Float32Array: TypeAlias = NDArray[np.float32]
 # Whatever exports a native float32 buffer, ndarrays first of all.
-Float32Buffer: TypeAlias = Float32Array | Buffer
-Out = TypeVar("Out", bound=Float32Buffer)
-DWeight = TypeVar("DWeight", bound=Float32Buffer)
+_Float32Buffer: TypeAlias = _Float32Array | Buffer
+_Out = TypeVar("_Out", bound=_Float32Buffer)
+_DWeight = TypeVar("_DWeight", bound=_Float32Buffer)
 
 @overload
 def rms_norm(
-    x: Float32Buffer,
-    weight: Float32Buffer | None = None,
+    x: _Float32Buffer,
+    weight: _Float32Buffer | None = None,
     eps: float = 1e-5,
     *,
     weight_offset: float = 0.0,
     out: None = None,
     accumulate: Literal[False] = False,
-) -> Float32Array: ...
+) -> _Float32Array: ...
 @overload
 def rms_norm(
-    x: Float32Buffer,
-    weight: Float32Buffer | None = None,
+    x: _Float32Buffer,
+    weight: _Float32Buffer | None = None,
     eps: float = 1e-5,
     *,
     weight_offset: float = 0.0,
-    out: Out,
+    out: _Out,
     accumulate: bool = False,
-) -> Out: ...
+) -> _Out: ...
 @overload
 def rms_norm_backward(
-    dy: Float32Buffer,
-    x: Float32Buffer,
+    dy: _Float32Buffer,
+    x: _Float32Buffer,
     weight: None = None,
     eps: float = 1e-5,
     *,
@@ -41,91 +41,91 @@ def rms_norm_backward(
     dx: None = None,
     dweight: None = None,
     accumulate: bool = False,
-) -> tuple[Float32Array, None]: ...
+) -> tuple[_Float32Array, None]: ...
 @overload
 def rms_norm_backward(
-    dy: Float32Buffer,
-    x: Float32Buffer,
+    dy: _Float32Buffer,
+    x: _Float32Buffer,
     weight: None = None,
     eps: float = 1e-5,
     *,
     weight_offset: float = 0.0,
-    dx: Out,
+    dx: _Out,
     dweight: None = None,
     accumulate: bool = False,
-) -> tuple[Out, None]: ...
+) -> tuple[_Out, None]: ...
 @overload
 def rms_norm_backward(
-    dy: Float32Buffer,
-    x: Float32Buffer,
-    weight: Float32Buffer,
+    dy: _Float32Buffer,
+    x: _Float32Buffer,
+    weight: _Float32Buffer,
     eps: float = 1e-5,
     *,
     weight_offset: float = 0.0,
     dx: None = None,
     dweight: None = None,
     accumulate: bool = False,
-) -> tuple[Float32Array, Float32Array]: ...
+) -> tuple[_Float32Array, _Float32Array]: ...
 @overload
 def rms_norm_backward(
-    dy: Float32Buffer,
-    x: Float32Buffer,
-    weight: Float32Buffer,
+    dy: _Float32Buffer,
+    x: _Float32Buffer,
+    weight: _Float32Buffer,
     eps: float = 1e-5,
     *,
     weight_offset: float = 0.0,
-    dx: Out,
+    dx: _Out,
     dweight: None = None,
     accumulate: bool = False,
-) -> tuple[Out, Float32Array]: ...
+) -> tuple[_Out, _Float32Array]: ...
 @overload
 def rms_norm_backward(
-    dy: Float32Buffer,
-    x: Float32Buffer,
-    weight: Float32Buffer,
+    dy: _Float32Buffer,
+    x: _Float32Buffer,
+    weight: _Float32Buffer,
     eps: float = 1e-5,
     *,
     weight_offset: float = 0.0,
     dx: None = None,
-    dweight: DWeight,
+    dweight: _DWeight,
     accumulate: bool = False,
-) -> tuple[Float32Array, DWeight]: ...
+) -> tuple[_Float32Array, _DWeight]: ...
 @overload
 def rms_norm_backward(
-    dy: Float32Buffer,
-    x: Float32Buffer,
-    weight: Float32Buffer,
+    dy: _Float32Buffer,
+    x: _Float32Buffer,
+    weight: _Float32Buffer,
     eps: float = 1e-5,
     *,
     weight_offset: float = 0.0,
-    dx: Out,
-    dweight: DWeight,
+    dx: _Out,
+    dweight: _DWeight,
     accumulate: bool = False,
-) -> tuple[Out, DWeight]: ...
+) -> tuple[_Out, _DWeight]: ...
 @overload
 def add_rms_norm(
-    x: Float32Buffer,
-    residual: Float32Buffer,
-    weight: Float32Buffer | None = None,
+    x: _Float32Buffer,
+    residual: _Float32Buffer,
+    weight: _Float32Buffer | None = None,
     eps: float = 1e-5,
     *,
     weight_offset: float = 0.0,
     out: None = None,
-) -> Float32Array: ...
+) -> _Float32Array: ...
 @overload
 def add_rms_norm(
-    x: Float32Buffer,
-    residual: Float32Buffer,
-    weight: Float32Buffer | None = None,
+    x: _Float32Buffer,
+    residual: _Float32Buffer,
+    weight: _Float32Buffer | None = None,
     eps: float = 1e-5,
     *,
     weight_offset: float = 0.0,
-    out: Out,
-) -> Out: ...
-def residual_add(residual: Out, x: Float32Buffer, scale: float = 1.0) -> Out: ...
+    out: _Out,
+) -> _Out: ...
+def residual_add(residual: _Out, x: _Float32Buffer, scale: float = 1.0) -> _Out: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def available_isas() -> tuple[str, ...]: ...
-def current_isa() -> str: ...
+def current() -> str: ...
 def use_isa(isa: str) -> None: ...
 def build_info() -> dict[str, Any]: ...

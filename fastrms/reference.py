@@ -5,18 +5,37 @@ the result stays float64. The tests' oracle and the documentation's formula. It 
 that NumPy accepts.
 """
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 
-def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, accumulate=False):
+def rms_norm(
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+    out: NDArray[Any] | None = None,
+    accumulate: bool = False,
+) -> NDArray[Any]:
     """``y = x / sqrt(mean(x**2) + eps) * (weight_offset + weight)`` over the last axis."""
     x = np.asarray(x, np.float64)
     return _store(_normalise(x, eps) * _factor(weight, weight_offset), out, accumulate)
 
 
 def rms_norm_backward(
-    dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=None, dweight=None, accumulate=False
-):
+    dy: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+    dx: NDArray[Any] | None = None,
+    dweight: NDArray[Any] | None = None,
+    accumulate: bool = False,
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Return dx and dweight of ``sum(dy * rms_norm(x, weight))``; dweight is None without weight.
 
     With ``g = dy * (weight_offset + weight)`` and ``xhat = x / rms``:
@@ -34,37 +53,45 @@ def rms_norm_backward(
     return _store(dx_value, dx, accumulate), _store(dweight_value, dweight, accumulate)
 
 
-def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=None):
+def add_rms_norm(
+    x: ArrayLike,
+    residual: NDArray[Any],
+    weight: ArrayLike | None = None,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]:
     """``residual += x`` in residual's own dtype, then ``rms_norm(residual)``."""
     np.add(residual, x, out=residual)
     return rms_norm(residual, weight, eps, weight_offset=weight_offset, out=out)
 
 
-def residual_add(residual, x, scale=1.0):
+def residual_add(residual: NDArray[Any], x: ArrayLike, scale: float = 1.0) -> NDArray[Any]:
     """``residual += scale * x``, rounded once to residual's dtype."""
     residual[...] = np.asarray(residual, np.float64) + scale * np.asarray(x, np.float64)
     return residual
 
 
-def _mean(values):
+def _mean(values: NDArray[Any]) -> NDArray[Any]:
     with np.errstate(all="ignore"):
         return values.sum(axis=-1, keepdims=True) / values.shape[-1]
 
 
-def _rms(x, eps):
+def _rms(x: NDArray[Any], eps: float) -> NDArray[Any]:
     return np.sqrt(_mean(x * x) + eps)
 
 
-def _normalise(x, eps):
+def _normalise(x: NDArray[Any], eps: float) -> NDArray[Any]:
     with np.errstate(all="ignore"):
         return x / _rms(x, eps)
 
 
-def _factor(weight, weight_offset):
+def _factor(weight: ArrayLike | None, weight_offset: float) -> Any:
     return 1.0 if weight is None else weight_offset + np.asarray(weight, np.float64)
 
 
-def _store(value, out, accumulate):
+def _store(value: NDArray[Any], out: NDArray[Any] | None, accumulate: bool) -> NDArray[Any]:
     """Write a result where the caller wants it, rounded to the buffer's dtype before any sum."""
     if out is None:
         return value
