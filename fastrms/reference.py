@@ -75,16 +75,19 @@ def residual_add(residual: NDArray[Any], x: ArrayLike, scale: float = 1.0) -> ND
 
 def _mean(values: NDArray[Any]) -> NDArray[Any]:
     with np.errstate(all="ignore"):
-        return values.sum(axis=-1, keepdims=True) / values.shape[-1]
+        mean: NDArray[Any] = values.sum(axis=-1, keepdims=True) / values.shape[-1]
+    return mean
 
 
 def _rms(x: NDArray[Any], eps: float) -> NDArray[Any]:
-    return np.sqrt(_mean(x * x) + eps)
+    rms: NDArray[Any] = np.sqrt(_mean(x * x) + eps)
+    return rms
 
 
 def _normalise(x: NDArray[Any], eps: float) -> NDArray[Any]:
     with np.errstate(all="ignore"):
-        return x / _rms(x, eps)
+        xhat: NDArray[Any] = x / _rms(x, eps)
+    return xhat
 
 
 def _factor(weight: ArrayLike | None, weight_offset: float) -> Any:

@@ -25,9 +25,10 @@ ctypedef struct Table:
     rows_kernel rms_norm
     rows_kernel add_rms_norm
     rows_kernel residual_add
-    # group (n,) and dweight (n,) are scratch and IN-OUT, both NULL without a weight
+    # dweight and out are (n,), IN-OUT and OUT, NULL without a weight
     void (*backward)(const Job* job, Py_ssize_t first, Py_ssize_t last,
-                     float* group, double* dweight) noexcept nogil
+                     double* dweight) noexcept nogil
+    bint (*backward_few)(const Job* job, Py_ssize_t count, float* out) noexcept nogil
     void (*add_block)(double* dweight, const double* block, Py_ssize_t n) noexcept nogil
     void (*store_dweight)(float* out, const double* dweight, Py_ssize_t n,
                           bint accumulate) noexcept nogil

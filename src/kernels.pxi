@@ -8,16 +8,17 @@
 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY, NAN, sqrt
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from kernels cimport Job, Table
 
-cdef extern from "machine.h":
+cdef extern from "machine.h" nogil:
     const char* FLAGS "FASTRMS_FLAGS"
+    int float_bits(float value)
+    float bits_float(int bits)
 
 cdef enum:
     LANES = 16     # one AVX-512 vector, two of AVX, four of SSE or NEON
-    GROUP = 8      # rows whose dweight is summed in float32 before it joins the float64 sum
 
 # Below this mean square a float32 sum of squares may have lost bits to underflow: each square is
 # off by at most 2**-150, so at 2**-100 the mean is still right to 2**-50.
@@ -50,6 +51,37 @@ cdef inline void block_products(float* restrict tree, const float* restrict a,
                + (a[k + 48] * b[k + 48] + a[k + 112] * b[k + 112])))
 
 
+cdef void add_products(double* restrict lane, const float* restrict a,
+                       const float* restrict b, Py_ssize_t n) noexcept nogil:
+    """Add the sum of a * b to 16 lanes: blocks of 128 as float32 trees, the rest in float64.
+
+    lane (16,) IN-OUT; a, b (n,) IN.
+    """
+    cdef float[16] tree
+    cdef Py_ssize_t i, k
+    for i in range(0, n - 127, 128):
+        block_products(tree, a + i, b + i)
+        for k in range(LANES):
+            lane[k] += <double>tree[k]
+    i = n - n % 128
+    add_products_wide(lane, a + i, b + i, n - i)
+
+
+cdef inline void add_products_wide(double* restrict lane, const float* restrict a,
+                                   const float* restrict b, Py_ssize_t n) noexcept nogil:
+    """Add the sum of a * b to 16 lanes of float64, in which each product is exact.
+
+    lane (16,) IN-OUT; a, b (n,) IN.
+    """
+    cdef Py_ssize_t i = 0, k
+    while i + LANES <= n:
+        for k in range(LANES):
+            lane[k] += <double>a[i + k] * <double>b[i + k]
+        i += LANES
+    for k in range(n - i):
+        lane[k] += <double>a[i + k] * <double>b[i + k]
+
+
 cdef inline double fold(double* lane) noexcept nogil:
     """Add up 16 lanes as a fixed tree."""
     cdef Py_ssize_t k
@@ -58,18 +90,6 @@ cdef inline double fold(double* lane) noexcept nogil:
     for k in range(4):
         lane[k] += lane[k + 4]
     return (lane[0] + lane[2]) + (lane[1] + lane[3])
-
-
-cdef inline void add_products(double* restrict lane, const float* restrict a,
-                              const float* restrict b, Py_ssize_t n) noexcept nogil:
-    """Add n < 128 products in float64, where they are exact. lane (16,) IN-OUT; a, b (n,) IN."""
-    cdef Py_ssize_t i = 0, k
-    while i + LANES <= n:
-        for k in range(LANES):
-            lane[k] += <double>a[i + k] * <double>b[i + k]
-        i += LANES
-    for k in range(n - i):
-        lane[k] += <double>a[i + k] * <double>b[i + k]
 
 
 cdef inline double fold_spread(double* lane, Py_ssize_t n) noexcept nogil:
@@ -92,15 +112,8 @@ cdef inline double sum_squares(const float* restrict x, Py_ssize_t n) noexcept n
     products throughout cost 1.15 times the whole forward pass in L2, 1.3 times in L1.
     """
     cdef double[16] lane
-    cdef float[16] tree
-    cdef Py_ssize_t i, k
     memset(lane, 0, sizeof(lane))
-    for i in range(0, n - 127, 128):
-        block_products(tree, x + i, x + i)
-        for k in range(LANES):
-            lane[k] += <double>tree[k]
-    i = n - n % 128
-    add_products(lane, x + i, x + i, n - i)
+    add_products(lane, x, x, n)
     return fold_spread(lane, n)
 
 
@@ -123,7 +136,7 @@ cdef inline double add_sum_squares(float* restrict residual, const float* restri
     i = n - n % 128
     for k in range(i, n):
         residual[k] = residual[k] + x[k]
-    add_products(lane, residual + i, residual + i, n - i)
+    add_products_wide(lane, residual + i, residual + i, n - i)
     return fold_spread(lane, n)
 
 
@@ -131,7 +144,7 @@ cdef double sum_squares_wide(const float* restrict x, Py_ssize_t n) noexcept nog
     """Sum x**2 with float64 products, which no float32 overflows or loses. x (n,) IN."""
     cdef double[16] lane
     memset(lane, 0, sizeof(lane))
-    add_products(lane, x, x, n)
+    add_products_wide(lane, x, x, n)
     return fold(lane)
 
 
@@ -263,84 +276,77 @@ cdef struct RowSums:
     double dy_peak      # likewise for dy
 
 
-cdef inline void peak_lanes(float* restrict peak, const float* restrict tree) noexcept nogil:
+cdef void raise_peak(int* restrict peak, const float* restrict a,
+                     Py_ssize_t n) noexcept nogil:
+    """Raise 16 lanes, each a float's bits, to the trees of a * a. peak (16,) IN-OUT; a (n,) IN.
+
+    A NaN may pass unseen: the sums hold it.
+    """
+    cdef float[16] tree
+    cdef Py_ssize_t i, k
+    cdef int bits
+    for i in range(0, n - 127, 128):
+        block_products(tree, a + i, a + i)
+        for k in range(LANES):
+            bits = float_bits(tree[k])
+            peak[k] = bits if bits > peak[k] else peak[k]
+    for i in range(n - n % 128, n):
+        bits = float_bits(a[i] * a[i])
+        peak[0] = bits if bits > peak[0] else peak[0]
+
+
+cdef inline double peak_of(const int* peak) noexcept nogil:
     cdef Py_ssize_t k
+    cdef int highest = 0
     for k in range(LANES):
-        peak[k] = tree[k] if tree[k] > peak[k] else peak[k]
+        highest = peak[k] if peak[k] > highest else highest
+    return bits_float(highest)
 
 
-cdef inline double peak_of(const float* peak) noexcept nogil:
-    cdef Py_ssize_t k
-    cdef float highest = 0
-    for k in range(LANES):
-        if peak[k] > highest:
-            highest = peak[k]
-    return highest
+cdef void add_cross(double* lane, int* g_peak, int* dy_peak, const float* dy, const float* x,
+                    const float* weight, Py_ssize_t n) noexcept nogil:
+    """Add the sum of g * x to 16 lanes, and raise the peaks of g and dy. n <= 512."""
+    cdef float[512] g
+    cdef Py_ssize_t i
+    if weight == NULL:
+        add_products(lane, dy, x, n)
+        raise_peak(dy_peak, dy, n)
+        return
+    for i in range(n):
+        g[i] = dy[i] * weight[i]
+    add_products(lane, g, x, n)
+    raise_peak(g_peak, g, n)
+    raise_peak(dy_peak, dy, n)
 
 
-cdef inline void sum_row(RowSums* sums, const float* restrict dy, const float* restrict x,
-                         const float* restrict weight, Py_ssize_t n,
-                         bint weighted) noexcept nogil:
-    """Phase one: the sums of a row in float32 trees and float64 lanes. dy, x, weight (n,) IN.
+cdef void sum_row(RowSums* sums, const float* dy, const float* x, const float* weight,
+                  Py_ssize_t n) noexcept nogil:
+    """Phase one: the sums of a row, chunk by chunk in L1. dy, x, weight (n,) IN.
 
     A tree of 8 squares bounds the largest of them from both sides, so the peaks are almost free.
     """
     cdef double[16] squares
     cdef double[16] products
-    cdef float[16] x_peak
-    cdef float[16] g_peak
-    cdef float[16] dy_peak
-    cdef float[16] tree
-    cdef float[128] x_block
-    cdef float[128] dy_block
-    cdef float[128] g_block
-    cdef const float* x_now
-    cdef const float* dy_now
-    cdef const float* g_now
-    cdef Py_ssize_t i, k, width
+    cdef int[16] x_peak
+    cdef int[16] g_peak
+    cdef int[16] dy_peak
+    cdef Py_ssize_t i, width
     memset(squares, 0, sizeof(squares))
     memset(products, 0, sizeof(products))
     memset(x_peak, 0, sizeof(x_peak))
     memset(g_peak, 0, sizeof(g_peak))
     memset(dy_peak, 0, sizeof(dy_peak))
-    for i in range(0, n, 128):
-        x_now = x + i
-        dy_now = dy + i
-        if i + 128 > n:         # the last block, filled up with zeros
-            width = n - i
-            memset(x_block, 0, sizeof(x_block))
-            memset(dy_block, 0, sizeof(dy_block))
-            memset(g_block, 0, sizeof(g_block))
-            for k in range(width):
-                x_block[k] = x_now[k]
-                dy_block[k] = dy_now[k]
-                g_block[k] = dy_now[k] * weight[i + k] if weighted else dy_now[k]
-            x_now = x_block
-            dy_now = dy_block
-            g_now = g_block
-        elif weighted:
-            for k in range(128):
-                g_block[k] = dy_now[k] * weight[i + k]
-            g_now = g_block
-        else:
-            g_now = dy_now
-        block_products(tree, x_now, x_now)
-        peak_lanes(x_peak, tree)
-        for k in range(LANES):
-            squares[k] += <double>tree[k]
-        block_products(tree, g_now, x_now)
-        for k in range(LANES):
-            products[k] += <double>tree[k]
-        block_products(tree, g_now, g_now)
-        peak_lanes(g_peak, tree)
-        if weighted:
-            block_products(tree, dy_now, dy_now)
-            peak_lanes(dy_peak, tree)
+    for i in range(0, n, 512):
+        width = min(<Py_ssize_t>512, n - i)
+        add_products(squares, x + i, x + i, width)
+        raise_peak(x_peak, x + i, width)
+        add_cross(products, g_peak, dy_peak, dy + i, x + i,
+                  NULL if weight == NULL else weight + i, width)
     sums.squares = fold(squares)
     sums.products = fold(products)
     sums.x_peak = peak_of(x_peak)
-    sums.g_peak = peak_of(g_peak)
-    sums.dy_peak = peak_of(dy_peak) if weighted else sums.g_peak
+    sums.dy_peak = peak_of(dy_peak)
+    sums.g_peak = sums.dy_peak if weight == NULL else peak_of(g_peak)
 
 
 cdef inline bint is_tame(const RowSums* sums, double inv_rms, double mean) noexcept nogil:
@@ -361,12 +367,11 @@ cdef inline bint is_tame(const RowSums* sums, double inv_rms, double mean) noexc
 cdef inline void gradient_row(float* restrict dx, float* restrict group,
                               const float* restrict dy, const float* restrict x,
                               const float* restrict weight, float inv_rms, float mean,
-                              Py_ssize_t n, bint weighted, bint grouped,
-                              bint accumulate) noexcept nogil:
+                              Py_ssize_t n, bint weighted, bint accumulate) noexcept nogil:
     """Phase two in float32: dx, and dy * xhat into the group of rows.
 
-    dx (n,) OUT, or IN-OUT to accumulate; group (n,) IN-OUT if weighted: added to once `grouped`,
-    else written; dy, x (n,) IN; weight (n,) IN if weighted.
+    dx (n,) OUT, or IN-OUT to accumulate; group (n,) IN-OUT if weighted; dy, x (n,) IN;
+    weight (n,) IN if weighted.
     """
     cdef Py_ssize_t i
     cdef float g, xhat, value
@@ -374,7 +379,7 @@ cdef inline void gradient_row(float* restrict dx, float* restrict group,
         g = dy[i]
         xhat = x[i] * inv_rms
         if weighted:
-            group[i] = group[i] + g * xhat if grouped else g * xhat
+            group[i] = group[i] + g * xhat
             g = g * weight[i]
         value = (g - xhat * mean) * inv_rms
         if accumulate:
@@ -383,18 +388,20 @@ cdef inline void gradient_row(float* restrict dx, float* restrict group,
 
 
 cdef void gradient_row_wide(float* dx, double* dweight, const float* dy, const float* x,
-                            const float* weight, double eps, double weight_offset, Py_ssize_t n,
-                            bint accumulate) noexcept nogil:
+                            const Job* job) noexcept nogil:
     """Both phases in float64, for rows that float32 cannot hold or would cancel in.
 
-    dx (n,) OUT or IN-OUT; dweight (n,) IN-OUT, NULL without a weight; dy, x, weight (n,) IN.
+    dx (n,) OUT or IN-OUT; dweight (n,) IN-OUT, NULL without a weight; dy, x (n,) IN.
     """
-    cdef Py_ssize_t i
-    cdef double inv_rms = 1.0 / sqrt(sum_squares_wide(x, n) / <double>n + eps)
+    cdef const float* weight = job.weight
+    cdef Py_ssize_t i, n = job.n
+    cdef double inv_rms = 1.0 / sqrt(sum_squares_wide(x, n) / <double>n + job.eps)
     cdef double mean = 0, g, xhat, value
     cdef float rounded
     for i in range(n):
-        g = dy[i] * (weight_offset + <double>weight[i]) if weight != NULL else dy[i]
+        g = dy[i]
+        if weight != NULL:
+            g = g * (job.weight_offset + <double>weight[i])
         mean += g * (x[i] * inv_rms)
     mean /= <double>n
     for i in range(n):
@@ -402,54 +409,103 @@ cdef void gradient_row_wide(float* dx, double* dweight, const float* dy, const f
         xhat = x[i] * inv_rms
         if weight != NULL:
             dweight[i] += g * xhat
-            g = g * (weight_offset + <double>weight[i])
+            g = g * (job.weight_offset + <double>weight[i])
         value = inv_rms * (g - xhat * mean)
         rounded = <float>(value if value == value else NAN)
-        dx[i] = dx[i] + rounded if accumulate else rounded
+        dx[i] = dx[i] + rounded if job.accumulate else rounded
 
 
-cdef void flush_group(double* restrict dweight, const float* restrict group,
-                      Py_ssize_t n) noexcept nogil:
-    """dweight += group. dweight (n,) IN-OUT; group (n,) IN."""
-    cdef Py_ssize_t i
-    for i in range(n):
-        dweight[i] += <double>group[i]
+cdef struct Row:
+    const float* dy
+    const float* x
+    float* dx
+    float inv_rms
+    float mean
+    bint tame
+
+
+cdef inline Row start_row(const Job* job, Py_ssize_t row) noexcept nogil:
+    """Phase one for a row, and whether phase two may run in float32."""
+    cdef Row out
+    cdef RowSums sums
+    cdef double inv_rms, mean
+    out.x = job.x + row * job.x_stride
+    out.dy = job.dy + row * job.dy_stride
+    out.dx = job.dx + row * job.dx_stride
+    out.tame = False
+    if job.weight != NULL and job.weight_offset != 0:
+        return out
+    sum_row(&sums, out.dy, out.x, job.weight, job.n)
+    inv_rms = 1.0 / sqrt(sums.squares / <double>job.n + job.eps)
+    mean = sums.products * inv_rms / <double>job.n
+    out.inv_rms = <float>inv_rms
+    out.mean = <float>mean
+    out.tame = is_tame(&sums, inv_rms, mean)
+    return out
+
+
+cdef inline void gradient_group(const Row* rows, Py_ssize_t count, const Job* job,
+                                double* dweight, float* out) noexcept nogil:
+    """Phase two for the tame ones of up to 8 rows, column chunk by column chunk.
+
+    A chunk of the group's dweight (2 KB) stays in L1, where a whole row of it (n = 4096) would push
+    x and dy out. It joins dweight (n,) IN-OUT, or is out (n,) OUT; both are NULL without a weight.
+    """
+    cdef float[512] group
+    cdef Py_ssize_t i, k, row, width
+    cdef const Row* now
+    for i in range(0, job.n, 512):
+        width = min(<Py_ssize_t>512, job.n - i)
+        memset(group, 0, width * sizeof(float))
+        for row in range(count):
+            now = &rows[row]
+            if not now.tame:
+                continue
+            if job.weight == NULL:
+                gradient_row(now.dx + i, group, now.dy + i, now.x + i, NULL, now.inv_rms,
+                             now.mean, width, False, job.accumulate)
+            else:
+                gradient_row(now.dx + i, group, now.dy + i, now.x + i, job.weight + i,
+                             now.inv_rms, now.mean, width, True, job.accumulate)
+        if dweight != NULL:
+            for k in range(width):
+                dweight[i + k] += <double>group[k]
+        if out != NULL:
+            memcpy(out + i, group, width * sizeof(float))
 
 
 cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
-                   float* group, double* dweight) noexcept nogil:
+                   double* dweight) noexcept nogil:
     """Backward. job.dx (rows, n) OUT or IN-OUT; job.dy, job.x (rows, n), job.weight (n,) IN.
 
-    group (n,) scratch, dweight (n,) IN-OUT: NULL without a weight. dweight's error: 5 u a term,
-    7 u for a group's float32 sums, so at most 12 u = 7.2e-7 of the sum of |dy * xhat|.
+    dweight (n,) IN-OUT, NULL without a weight: groups of 8 rows are summed in float32, groups in
+    float64. Its error: 5 u a term and 8 u for a group's sums, 13 u = 7.8e-7 of sum |dy * xhat|.
     """
-    cdef Py_ssize_t row, held = 0, n = job.n
-    cdef bint weighted = job.weight != NULL, plain = not weighted or job.weight_offset == 0
-    cdef const float* x
-    cdef const float* dy
-    cdef float* dx
-    cdef double inv_rms, mean
-    cdef RowSums sums
-    for row in range(first, last):
-        x = job.x + row * job.x_stride
-        dy = job.dy + row * job.dy_stride
-        dx = job.dx + row * job.dx_stride
-        if plain:
-            sum_row(&sums, dy, x, job.weight, n, weighted)
-            inv_rms = 1.0 / sqrt(sums.squares / <double>n + job.eps)
-            mean = sums.products * inv_rms / <double>n
-        if plain and is_tame(&sums, inv_rms, mean):
-            gradient_row(dx, group, dy, x, job.weight, <float>inv_rms, <float>mean, n,
-                         weighted, held > 0, job.accumulate)
-            held += weighted
-        else:
-            gradient_row_wide(dx, dweight, dy, x, job.weight, job.eps, job.weight_offset, n,
-                              job.accumulate)
-        if held == GROUP:
-            flush_group(dweight, group, n)
-            held = 0
-    if held:
-        flush_group(dweight, group, n)
+    cdef Row[8] rows
+    cdef Py_ssize_t start, row, count
+    for start in range(first, last, 8):
+        count = min(<Py_ssize_t>8, last - start)
+        for row in range(count):
+            rows[row] = start_row(job, start + row)
+            if not rows[row].tame:
+                gradient_row_wide(rows[row].dx, dweight, rows[row].dy, rows[row].x, job)
+        gradient_group(rows, count, job, dweight, NULL)
+
+
+cdef bint backward_few(const Job* job, Py_ssize_t count, float* out) noexcept nogil:
+    """backward for 8 rows at most, dweight straight into out (n,) OUT, if all of them are tame.
+
+    Else nothing is written, and False comes back. One row's dweight in float64 and back costs
+    twice the rest of its backward pass.
+    """
+    cdef Row[8] rows
+    cdef Py_ssize_t row
+    for row in range(count):
+        rows[row] = start_row(job, row)
+        if not rows[row].tame:
+            return False
+    gradient_group(rows, count, job, NULL, out)
+    return True
 
 
 cdef void add_block(double* restrict dweight, const double* restrict block,
@@ -468,7 +524,8 @@ cdef void store_dweight(float* restrict out, const double* restrict dweight, Py_
         out[i] = out[i] + <float>dweight[i] if accumulate else <float>dweight[i]
 
 
-cdef Table TABLE = Table(rms_norm, add_rms_norm, residual_add, backward, add_block, store_dweight)
+cdef Table TABLE = Table(rms_norm, add_rms_norm, residual_add, backward, backward_few, add_block,
+                         store_dweight)
 
 table = PyCapsule_New(&TABLE, "fastrms.kernels", NULL)
 flags = FLAGS.decode()

@@ -1,8 +1,25 @@
-/* What Cython cannot say: which CPU this is, and how it was compiled.
+/* What Cython cannot say: which CPU this is, the bits of a float, the flags in use.
  * It knows nothing of RMSNorm and refuses to hold arithmetic of its own.
  */
 #ifndef FASTRMS_MACHINE_H
 #define FASTRMS_MACHINE_H
+
+#include <stdint.h>
+#include <string.h>
+
+/* IEEE bits as an integer, and back: for non-negative floats integer order is float order, and GCC
+ * vectorises an integer maximum (a float one only under -ffinite-math-only). */
+static inline int32_t float_bits(float value) {
+    int32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static inline float bits_float(int32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
 
 /* The flags that setup.py compiled this module with, for `fastrms info`. */
 #ifndef FASTRMS_FLAGS

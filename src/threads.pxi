@@ -121,32 +121,28 @@ cdef inline Py_ssize_t block_rows(Py_ssize_t rows) noexcept nogil:
     return max(LEAST_BLOCK, (rows + MOST_BLOCKS - 1) // MOST_BLOCKS)
 
 
-cdef void backward_blocks(const Job* job, Py_ssize_t rows, int parts, float* group,
-                          double* block, double* dweight) noexcept nogil:
+cdef void run_blocks(const Job* job, Py_ssize_t rows, int parts, double* dweight,
+                     double* scratch) noexcept nogil:
     """Backward over fixed row blocks; their partial sums join dweight in the order of the rows.
 
-    Serially one slot of scratch (group (n,), block (n,)) serves every block; threads have one each.
+    dweight (n,) IN-OUT; scratch holds one block's sum (n,) serially, every block's with threads.
     """
-    cdef Py_ssize_t size = block_rows(rows), blocks = (rows + size - 1) // size, b
-    cdef Py_ssize_t slot = job.n if parts > 1 and dweight != NULL else 0
-    if parts == 1:
+    cdef Py_ssize_t size = block_rows(rows), blocks = (rows + size - 1) // size, n = job.n, b
+    cdef Py_ssize_t step = n if parts > 1 and dweight != NULL else 0
+    for b in prange(blocks, num_threads=parts, schedule="dynamic", use_threads_if=parts > 1):
+        run_block(job, b * size, min(rows, (b + 1) * size), scratch + b * step)
+        if parts == 1 and dweight != NULL:
+            kernels.add_block(dweight, scratch, n)
+    if parts > 1 and dweight != NULL:
         for b in range(blocks):
-            backward_block(job, b * size, min(rows, (b + 1) * size), group, block)
-            if dweight != NULL:
-                kernels.add_block(dweight, block, job.n)
-        return
-    for b in prange(blocks, num_threads=parts, schedule="dynamic"):
-        backward_block(job, b * size, min(rows, (b + 1) * size), group + b * slot, block + b * slot)
-    if dweight != NULL:
-        for b in range(blocks):
-            kernels.add_block(dweight, block + b * slot, job.n)
+            kernels.add_block(dweight, scratch + b * step, n)
 
 
-cdef inline void backward_block(const Job* job, Py_ssize_t first, Py_ssize_t last, float* group,
-                                double* block) noexcept nogil:
-    if block != NULL:
-        memset(block, 0, job.n * sizeof(double))
-    kernels.backward(job, first, last, group, block)
+cdef inline void run_block(const Job* job, Py_ssize_t first, Py_ssize_t last,
+                           double* sums) noexcept nogil:
+    if sums != NULL:
+        memset(sums, 0, job.n * sizeof(double))
+    kernels.backward(job, first, last, sums)
 
 
 cdef int run_backward(const Job* job, Py_ssize_t rows, float* dweight,
@@ -154,24 +150,23 @@ cdef int run_backward(const Job* job, Py_ssize_t rows, float* dweight,
     """Backward over all rows; dweight (n,) OUT, or IN-OUT to accumulate, NULL without a weight."""
     cdef Py_ssize_t size = block_rows(rows), blocks = (rows + size - 1) // size, n = job.n
     cdef int parts = 1
-    cdef Py_ssize_t slots
     cdef double* total = NULL
-    cdef double* block = NULL
-    cdef float* group = NULL
+    cdef double* scratch = NULL
+    if rows * n < RELEASE_GIL and 0 < rows <= 8 and not accumulate:
+        if kernels.backward_few(job, rows, dweight):
+            return 0
     if rows * n >= PARALLEL:
         parts = <int>min(<Py_ssize_t>thread_count(), blocks)
     if dweight != NULL:
-        slots = blocks if parts > 1 else 1
-        total = <double*>PyMem_RawCalloc(n, (slots + 1) * sizeof(double) + slots * sizeof(float))
+        total = <double*>PyMem_RawCalloc(n, (1 + (blocks if parts > 1 else 1)) * sizeof(double))
         if total == NULL:
             raise MemoryError()
-        block = total + n
-        group = <float*>(block + slots * n)
+        scratch = total + n
     if rows * n < RELEASE_GIL:
-        backward_blocks(job, rows, 1, group, block, total)
+        run_blocks(job, rows, 1, total, scratch)
     else:
         with nogil:
-            backward_blocks(job, rows, parts, group, block, total)
+            run_blocks(job, rows, parts, total, scratch)
     if dweight != NULL:
         kernels.store_dweight(dweight, total, n, accumulate)
         PyMem_RawFree(total)
