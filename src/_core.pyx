@@ -88,7 +88,7 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     --------
     >>> import numpy as np, fastrms
     >>> fastrms.rms_norm(np.array([[3, 4]], np.float32))
-    array([[0.8485279, 1.1313704]], dtype=float32)
+    array([[0.8485278, 1.1313704]], dtype=float32)
     """
     cdef Job job
     cdef cnp.ndarray x_in = as_array(x, "x"), y, w = None
@@ -173,7 +173,7 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     >>> x = np.array([[3, 4]], np.float32)
     >>> dx, dweight = fastrms.rms_norm_backward(np.array([[1, 0]], np.float32), x, np.ones(2, "f"))
     >>> dweight
-    array([0.8485279, 0.       ], dtype=float32)
+    array([0.8485278, 0.       ], dtype=float32)
     """
     cdef Job job
     cdef cnp.ndarray x_in = as_array(x, "x"), dy_in = as_array(dy, "dy")
@@ -260,7 +260,7 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
     >>> import numpy as np, fastrms
     >>> stream = np.array([[2, 4]], np.float32)
     >>> fastrms.add_rms_norm(np.array([[1, 0]], np.float32), stream)
-    array([[0.8485279, 1.1313704]], dtype=float32)
+    array([[0.8485278, 1.1313704]], dtype=float32)
     >>> stream
     array([[3., 4.]], dtype=float32)
     """
