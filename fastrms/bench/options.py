@@ -51,13 +51,8 @@ def add_arguments(parser):
     add("--threads", type=thread_counts, default=(1,), metavar="T,T", help="default: 1")
     add("--isa", help="instruction set to force: baseline, v3, v4 (default: the best)")
     add("--rounds", type=positive, default=Plan.rounds, help=f"default: {Plan.rounds}")
-    add(
-        "--peers",
-        type=names(peers.PEERS),
-        default=(),
-        metavar="A,B",
-        help=f"rivals to time as well, if installed: all, or {', '.join(peers.PEERS)}",
-    )
+    others = f"rivals to time as well, if installed: all, or {', '.join(peers.PEERS)}"
+    add("--peers", type=names(peers.PEERS), default=(), metavar="A,B", help=others)
     add("--inplace", action="store_true", help="let the result overwrite an input")
     add(
         "--align",
@@ -70,12 +65,8 @@ def add_arguments(parser):
     add("--json", type=writable, metavar="FILE", help="write every figure")
     add("--plot", type=picture, metavar="FILE", help="draw a picture: .png or .svg")
     add("--compare", type=Path, metavar="OLD.json", help="compare with an earlier --json")
-    add(
-        "--fail-below",
-        type=float,
-        metavar="R",
-        help="with --compare: exit with 1 if a row falls below R times its old speed",
-    )
+    slow = "with --compare: exit with 1 if a row falls below R times its old speed"
+    add("--fail-below", type=float, metavar="R", help=slow)
 
 
 def plan(args):

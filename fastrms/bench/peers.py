@@ -136,7 +136,8 @@ def run_node(node, inputs, outputs, threads):
 
 
 def peer_jax(case, threads):
-    if 1 < threads < len(os.sched_getaffinity(0)):  # XLA sizes its pool by the CPUs it may use
+    # XLA sizes its pool by the CPUs that it may use.
+    if hasattr(os, "sched_setaffinity") and 1 < threads < len(os.sched_getaffinity(0)):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     import jax
     import jax.numpy as jnp

@@ -32,7 +32,11 @@ def draw(record, path):
         for panel in axes.flat[len(ops) :]:
             panel.remove()
         for op, panel in zip(ops, axes.flat, strict=False):
-            draw_panel(panel, op, [row for row in rows if row["op"] == op], names, record)
+            draw_panel(panel, op, [row for row in rows if row["op"] == op], names)
+        top = axes[0, 0].get_ylim()[1]  # of all of them: the axes are shared
+        axes[0, 0].set_ylim(top=1.6 * top)  # room for the caches' names
+        for panel in axes.flat[: len(ops)]:
+            mark_caches(panel, record["machine"]["caches"])
         for panel in axes[:, 0]:
             panel.set_ylabel("GB/s", color=INK)
         add_titles(figure, record, subject)
@@ -59,11 +63,11 @@ def order(rows):
     return first + [name for name in names if name not in first]
 
 
-def draw_panel(panel, op, rows, names, record):
+def draw_panel(panel, op, rows, names):
     """Draw one op: a line for every rival, and fastrms once more for each further thread count."""
     counts = list(dict.fromkeys(row["threads"] for row in rows))
     for name in reversed(names):  # ours last, on top
-        for threads in counts if name == "fastrms" else counts[:1]:
+        for threads in reversed(counts) if name == "fastrms" else counts[:1]:
             points = sorted(
                 (row["working_set_bytes"], speed(row, name))
                 for row in rows
@@ -76,7 +80,6 @@ def draw_panel(panel, op, rows, names, record):
                     panel.lines[-1].set_dashes((2, 1.5))
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
-    mark_caches(panel, record["machine"]["caches"])
     panel.set_title(OPS[op].label, loc="left", fontsize=11, fontweight="bold", color=INK)
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis="y", color="#e6e6e6", linewidth=0.7)
@@ -85,6 +88,7 @@ def draw_panel(panel, op, rows, names, record):
     panel.xaxis.set_major_locator(LogLocator(base=16))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(round(value))))
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.yaxis.set_minor_locator(NullLocator())
 
@@ -141,9 +145,10 @@ def add_titles(figure, record, subject):
     handles = dict(reversed(handles.items()))
     machine = record["machine"]
     caches = ", ".join(f"L{c['level']} {size(c['bytes'])}" for c in machine["caches"])
-    threads = record["rows"][0]["threads"]
+    counts = list(dict.fromkeys(row["threads"] for row in record["rows"]))
+    threads = f"{counts[0]} thread{'s' if counts[0] > 1 else ''}"
     figure.supxlabel(
-        f"working set of the op   ({subject}; {threads} thread{'s' if threads > 1 else ''}; "
+        f"working set of the op   ({subject}; {'the others on ' if counts[1:] else ''}{threads}; "
         f"{machine['cpu']}{'; ' + caches if caches else ''})",
         fontsize=9,
         color=INK,
