@@ -9,7 +9,7 @@ BLOCK_SECONDS = 0.02
 MOST_SPREAD = 0.2
 # Once this much time is spent on one rival, the rounds that LEAST_ROUNDS does not ask for are
 # left out: NumPy's backward on a gigabyte takes seconds.
-RIVAL_SECONDS = 2.0
+RIVAL_SECONDS = 1.0
 LEAST_ROUNDS = 3
 MOST_CALLS = 200_000
 
