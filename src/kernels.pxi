@@ -109,23 +109,22 @@ cdef inline double sum_squares(const float* restrict x, Py_ssize_t n) noexcept n
     return fold_spread(lane, n)
 
 
-cdef inline double add_sum_squares(float* restrict residual, const float* restrict x,
+cdef inline double add_sum_squares(float* residual, const float* x,
                                    Py_ssize_t n) noexcept nogil:
-    """residual += x, and the sum of squares of the result, in one pass and in sum_squares' order.
+    """residual += x, and the sum of squares of the result in sum_squares' order, chunk by chunk.
 
     residual (n,) IN-OUT; x (n,) IN.
     """
     cdef double[16] lane
-    cdef Py_ssize_t i, k
+    cdef Py_ssize_t i, j, k, width
     memset(lane, 0, sizeof(lane))
-    for i in range(0, n - 127, 128):
-        for k in range(128):
-            residual[i + k] = residual[i + k] + x[i + k]
-        for k in range(LANES):
-            lane[k] += <double>tree(residual + i + k, residual + i + k)
+    for i in range(0, n, 1024):
+        width = min(<Py_ssize_t>1024, n - i)
+        add_row(residual + i, x + i, 1.0, width)
+        for j in range(i, i + width - 127, 128):
+            for k in range(LANES):
+                lane[k] += <double>tree(residual + j + k, residual + j + k)
     i = n - n % 128
-    for k in range(i, n):
-        residual[k] = residual[k] + x[k]
     add_products_wide(lane, residual + i, residual + i, n - i)
     return fold_spread(lane, n)
 
@@ -151,13 +150,9 @@ cdef inline double inverse_rms(double squares, const float* x, const Job* job) n
 
 # ---- forward ----------------------------------------------------------------------------------
 
-cdef inline void scale_row(float* restrict y, const float* restrict x,
-                           const float* restrict weight, float inv_rms, Py_ssize_t n,
-                           bint weighted, bint accumulate) noexcept nogil:
-    """y = x * inv_rms * weight in float32: 1 u for inv_rms, 1 u a product.
-
-    y (n,) OUT, or IN-OUT to accumulate; x (n,) IN; weight (n,) IN if weighted.
-    """
+cdef inline void scale(float* restrict y, const float* restrict x, const float* restrict weight,
+                       float inv_rms, Py_ssize_t n, bint weighted,
+                       bint accumulate) noexcept nogil:
     cdef Py_ssize_t i
     cdef float value
     for i in range(n):
@@ -167,6 +162,21 @@ cdef inline void scale_row(float* restrict y, const float* restrict x,
         if accumulate:
             value = y[i] + value
         y[i] = value
+
+
+cdef inline void scale_row(float* y, const float* x, const float* weight, float inv_rms,
+                           Py_ssize_t n, bint weighted, bint accumulate) noexcept nogil:
+    """y = x * inv_rms * weight in float32: 1 u for inv_rms, 1 u a product.
+
+    y (n,) OUT, or IN-OUT to accumulate; x (n,) IN; weight (n,) IN if weighted. The first floats go
+    alone if that puts y on cache lines: NumPy's large arrays start 16 bytes past one, and stores
+    (mostly loads too) that straddle two lines cost 1.2 to 1.5 times in cache.
+    """
+    cdef Py_ssize_t head = floats_to_line(y) if n >= 256 else 0
+    if head:
+        scale(y, x, weight, inv_rms, head, weighted, accumulate)
+    scale(y + head, x + head, weight + head if weighted else weight, inv_rms, n - head, weighted,
+          accumulate)
 
 
 cdef inline void stream_row(float* restrict y, const float* restrict x,
@@ -180,7 +190,7 @@ cdef inline void stream_row(float* restrict y, const float* restrict x,
     """
     cdef float[16] line
     cdef Py_ssize_t i, k, head = min(<Py_ssize_t>floats_to_line(y), n)
-    scale_row(y, x, weight, inv_rms, head, weighted, False)
+    scale(y, x, weight, inv_rms, head, weighted, False)
     for i in range(head, n - 15, 16):
         prefetch(ahead + i)
         for k in range(16):
@@ -189,7 +199,7 @@ cdef inline void stream_row(float* restrict y, const float* restrict x,
                 line[k] = line[k] * weight[i + k]
         stream(y + i, line)
     i = n - (n - head) % 16
-    scale_row(y + i, x + i, weight + i if weighted else weight, inv_rms, n - i, weighted, False)
+    scale(y + i, x + i, weight + i if weighted else weight, inv_rms, n - i, weighted, False)
 
 
 cdef void scale_row_wide(float* y, const float* x, const float* weight, double inv_rms,
@@ -267,26 +277,41 @@ cdef void add_rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexce
         stream_fence()
 
 
-cdef void residual_add(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    """residual += scale * x. job.residual (rows, n) IN-OUT; job.x (rows, n) IN.
+cdef inline void add(float* restrict residual, const float* restrict x,
+                     Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        residual[i] = residual[i] + x[i]
 
-    scale 1 is NumPy's own addition; any other is multiplied and added in float64, rounded once.
+
+cdef inline void add_scaled(float* restrict residual, const float* restrict x, double factor,
+                            Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        residual[i] = <float>(<double>residual[i] + factor * <double>x[i])
+
+
+cdef inline void add_row(float* residual, const float* x, double factor,
+                         Py_ssize_t n) noexcept nogil:
+    """residual += factor * x: NumPy's own addition for factor 1, else in float64, rounded once.
+
+    residual (n,) IN-OUT; x (n,) IN. On cache lines, as scale_row.
     """
+    cdef Py_ssize_t head = floats_to_line(residual) if n >= 256 else 0
+    if factor != 1.0:
+        add_scaled(residual, x, factor, n)
+        return
+    if head:
+        add(residual, x, head)
+    add(residual + head, x + head, n - head)
+
+
+cdef void residual_add(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """residual += scale * x. job.residual (rows, n) IN-OUT; job.x (rows, n) IN."""
     cdef Py_ssize_t row
     for row in range(first, last):
         add_row(job.residual + row * job.residual_stride, job.x + row * job.x_stride,
                 job.scale, job.n)
-
-
-cdef inline void add_row(float* restrict residual, const float* restrict x, double scale,
-                         Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    if scale == 1.0:
-        for i in range(n):
-            residual[i] = residual[i] + x[i]
-    else:
-        for i in range(n):
-            residual[i] = <float>(<double>residual[i] + scale * <double>x[i])
 
 
 # ---- backward ---------------------------------------------------------------------------------
@@ -519,9 +544,9 @@ cdef inline void gradient_group(const Row* rows, Py_ssize_t count, const Job* jo
     x and dy out. It joins dweight (n,) IN-OUT, or is out (n,) OUT; both are NULL without a weight.
     """
     cdef float[512] group
-    cdef Py_ssize_t i, k, row, width
-    for i in range(0, job.n, 512):
-        width = min(<Py_ssize_t>512, job.n - i)
+    cdef Py_ssize_t i = 0, k, row, width = floats_to_line(rows[0].dx)   # then on cache lines
+    while i < job.n:
+        width = min(width if width > 0 else 512, job.n - i)
         memset(group, 0, width * sizeof(float))
         for row in range(count):
             if rows[row].tame:
@@ -531,6 +556,8 @@ cdef inline void gradient_group(const Row* rows, Py_ssize_t count, const Job* jo
                 dweight[i + k] += <double>group[k]
         if out != NULL:
             memcpy(out + i, group, width * sizeof(float))
+        i += width
+        width = 512
 
 
 cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
