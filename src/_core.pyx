@@ -177,7 +177,7 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     """
     cdef Job job
     cdef cnp.ndarray x_in = as_array(x, "x"), dy_in = as_array(dy, "dy")
-    cdef cnp.ndarray dx_out, dweight_out = None, w = None
+    cdef cnp.ndarray dx_out, dweight_out = None, w = None, factor
     cdef object dx_result = dx, dweight_result = dweight
     cdef float* dweight_data = NULL
     cdef Py_ssize_t rows, unused
@@ -210,6 +210,11 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     job.x = <const float*>cnp.PyArray_DATA(x_in)
     job.dy = <const float*>cnp.PyArray_DATA(dy_in)
     job.dx = <float*>cnp.PyArray_DATA(dx_out)
+    job.factor = job.weight
+    if w is not None and job.weight_offset != 0:
+        factor = new_like(w)
+        job.factor = <const float*>cnp.PyArray_DATA(factor)
+        kernels.add_offset(<float*>job.factor, job.weight, job.weight_offset, job.n)
     if dweight_out is not None:
         dweight_out = output_rows(dweight_out, &unused)
         dweight_data = <float*>cnp.PyArray_DATA(dweight_out)

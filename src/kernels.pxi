@@ -30,8 +30,8 @@ cdef double TRUSTED = 2.0 ** -100
 # Below this sum of squares x / rms may be subnormal under a large eps: a weight would then scale up
 # the bits that it lost.
 cdef double FAINT = 2.0 ** -180
-# 1 / rms outside these bounds, or a gradient's squares outside theirs, are scaled in float64: inside,
-# no product of the float32 path can overflow or lose bits that count.
+# Rows with 1 / rms outside these bounds, or a gradient's squares outside theirs, go by float64:
+# inside, no product in float32 can overflow or lose bits that count.
 cdef double SMALL_INV = 2.0 ** -40
 cdef double LARGE_INV = 2.0 ** 40
 cdef double SMALL_SQUARE = 2.0 ** -100
@@ -223,7 +223,7 @@ cdef inline void norm_row(float* y, const float* x, const Job* job, double squar
                           const float* ahead, bint accumulate) noexcept nogil:
     """y = x / rms * (weight_offset + weight), by whichever path is right for this row.
 
-    y (n,) OUT, or IN-OUT to accumulate; x (n,) IN; squares is the sum of x**2 as sum_squares has it;
+    y (n,) OUT, or IN-OUT to accumulate; x (n,) IN; squares is their sum as sum_squares has it;
     ahead (n,) is a row that will be read soon, NULL if the job does not stream.
     """
     cdef const float* weight = job.weight
@@ -390,8 +390,8 @@ cdef inline bint is_tame(const RowSums* sums, double inv_rms, double mean) noexc
     """Whether float32 gives dx to 2e-6 (33 u) of the row's largest |dx|.
 
     Let G = max|g|, P = max|xhat| * |mean(g * xhat)|. Then g - xhat * mean is off by at most
-    (G + 8 P) u, and by 5 G u for the error of the mean (its roundings taken as independent),
-    while max|dx| / inv_rms >= G - P. P <= G / 2 keeps (G + 8 P + 5 G) u <= 33 u (G - P) with
+    (2 G + 9 P) u, and by 6 G u for the error of the mean (its roundings taken as independent),
+    while max|dx| / inv_rms >= G - P. P <= G / 2 keeps (2 G + 9 P + 6 G) u <= 33 u (G - P) with
     room for the last two roundings. The peaks are squares, and g's lies within 8 G**2.
     """
     cdef double xhat_peak = peak_of(sums.x_peak) * inv_rms * inv_rms
@@ -501,9 +501,7 @@ cdef inline Row start_row(const Job* job, Py_ssize_t row, Py_ssize_t last) noexc
     out.x_ahead = job.x + min(row + 8, last - 1) * job.x_stride
     out.dy_ahead = job.dy + min(row + 8, last - 1) * job.dy_stride
     out.tame = False
-    if job.weight != NULL and job.weight_offset != 0:
-        return out
-    sum_row(&sums, out.dy, out.x, job.weight, job.n)
+    sum_row(&sums, out.dy, out.x, job.factor, job.n)
     inv_rms = 1.0 / sqrt(fold(sums.squares) * job.inv_n + job.eps)
     mean = fold(sums.products) * inv_rms * job.inv_n
     out.inv_rms = <float>inv_rms
@@ -515,7 +513,7 @@ cdef inline Row start_row(const Job* job, Py_ssize_t row, Py_ssize_t last) noexc
 cdef inline void gradient_chunk(const Row* row, float* group, Py_ssize_t i, Py_ssize_t width,
                                 const Job* job) noexcept nogil:
     """Phase two for columns [i, i + width) of one row."""
-    cdef const float* weight = NULL if job.weight == NULL else job.weight + i
+    cdef const float* weight = NULL if job.factor == NULL else job.factor + i
     cdef float* dx = row.dx + i
     cdef const float* dy = row.dy + i
     cdef const float* x = row.x + i
@@ -596,6 +594,17 @@ cdef bint backward_few(const Job* job, Py_ssize_t count, float* out) noexcept no
     return True
 
 
+cdef void add_offset(float* restrict factor, const float* restrict weight, double weight_offset,
+                     Py_ssize_t n) noexcept nogil:
+    """factor = weight_offset + weight, rounded: what backward's float32 rows multiply dy by.
+
+    factor (n,) OUT; weight (n,) IN. Forward has no room for this rounding in its 3 ulp.
+    """
+    cdef Py_ssize_t i
+    for i in range(n):
+        factor[i] = <float>(weight_offset + <double>weight[i])
+
+
 cdef void add_block(double* restrict dweight, const double* restrict block,
                     Py_ssize_t n) noexcept nogil:
     """dweight += block, both (n,)."""
@@ -612,8 +621,8 @@ cdef void store_dweight(float* restrict out, const double* restrict dweight, Py_
         out[i] = out[i] + <float>dweight[i] if accumulate else <float>dweight[i]
 
 
-cdef Table TABLE = Table(rms_norm, add_rms_norm, residual_add, backward, backward_few, add_block,
-                         store_dweight)
+cdef Table TABLE = Table(rms_norm, add_rms_norm, residual_add, backward, backward_few,
+                         add_offset, add_block, store_dweight)
 
 table = PyCapsule_New(&TABLE, "fastrms.kernels", NULL)
 flags = FLAGS.decode()
