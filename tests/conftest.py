@@ -1,0 +1,105 @@
+"""Fixtures that every test file shares: instruction set, threads, data, and the watch on inputs."""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# `python -m pytest` puts the checkout first on the path; its fastrms has no compiled extension.
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+import fastrms  # noqa: E402
+from fastrms import _core  # noqa: E402
+
+SEED = 20191016
+
+
+@pytest.fixture(params=_core.available_isas())
+def isa(request):
+    """Run the test on each instruction set that this CPU has."""
+    previous = _core.current()
+    _core.use_isa(request.param)
+    yield request.param
+    _core.use_isa(previous)
+
+
+@pytest.fixture(params=(1, 2, 3), ids="threads{}".format)
+def threads(request):
+    """Run the test with each number of threads."""
+    previous = fastrms.get_num_threads()
+    fastrms.set_num_threads(request.param)
+    yield request.param
+    fastrms.set_num_threads(previous)
+
+
+@pytest.fixture
+def restore():
+    """Put the instruction set and the thread count back after a test that changes them itself."""
+    isa, count = _core.current(), fastrms.get_num_threads()
+    yield
+    _core.use_isa(isa)
+    fastrms.set_num_threads(count)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture
+def draw(rng):
+    """Return a function from a shape to normal float32 values, different at each call."""
+    return lambda *shape: rng.standard_normal(shape, dtype=np.float32)
+
+
+@pytest.fixture
+def snapshot():
+    """Return a function from an array, or another buffer, to all that a call could change in it."""
+
+    def take(array):
+        if isinstance(array, np.ndarray):
+            data = np.asarray(array)
+            return data.shape, data.strides, data.dtype.str, data.tobytes()
+        return bytes(memoryview(array)) if hasattr(array, "__buffer__") else repr(array)
+
+    return take
+
+
+@pytest.fixture
+def unchanged(snapshot):
+    """Return a context manager that asserts that the block left these arrays as they were."""
+
+    @contextmanager
+    def watch(*arrays):
+        before = [snapshot(array) for array in arrays]
+        yield
+        assert [snapshot(array) for array in arrays] == before
+
+    return watch
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Return a function that runs code in a fresh interpreter, away from the checkout."""
+    inherited = {name: value for name, value in os.environ.items() if not _configures(name)}
+
+    def run(code, **environment):
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={**inherited, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+def _configures(variable):
+    return variable.startswith(("FASTRMS_", "OMP_", "GOMP_", "PYTHONPATH", "PYTHONWARNINGS"))
