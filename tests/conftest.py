@@ -16,6 +16,8 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 import fastrms  # noqa: E402
 from fastrms import _core  # noqa: E402
 
+from .signatures import MATRICES, ROWS, VECTORS, N  # noqa: E402
+
 SEED = 20191016
 
 
@@ -55,6 +57,17 @@ def rng():
 def draw(rng):
     """Return a function from a shape to normal float32 values, different at each call."""
     return lambda *shape: rng.standard_normal(shape, dtype=np.float32)
+
+
+@pytest.fixture
+def arrays(draw):
+    """Return a function from a function's name to valid arguments, every buffer passed."""
+
+    def make(function):
+        matrices = {name: draw(ROWS, N) for name in MATRICES[function]}
+        return {**matrices, **{name: draw(N) for name in VECTORS[function]}}
+
+    return make
 
 
 @pytest.fixture

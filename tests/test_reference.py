@@ -11,8 +11,15 @@ import pytest
 
 import fastrms
 from fastrms import reference
-from fastrms.check import DWEIGHT, DX, FORWARD_ULP, FORWARD_ULP_UNWEIGHTED, dweight_error
-from fastrms.check import dx_error, ulps
+from fastrms.check import (
+    DWEIGHT,
+    DX,
+    FORWARD_ULP,
+    FORWARD_ULP_UNWEIGHTED,
+    dweight_error,
+    dx_error,
+    ulps,
+)
 
 # The central difference's best step in float64 is about the cube root of its rounding unit; the
 # error is then of the order of the step squared, times a third derivative of the order of 1..100.
