@@ -78,7 +78,10 @@ def snapshot():
         if isinstance(array, np.ndarray):
             data = np.asarray(array)
             return data.shape, data.strides, data.dtype.str, data.tobytes()
-        return bytes(memoryview(array)) if hasattr(array, "__buffer__") else repr(array)
+        try:
+            return memoryview(array).tobytes()
+        except TypeError:  # a list, a number, None
+            return repr(array)
 
     return take
 
@@ -115,4 +118,4 @@ def python(tmp_path):
 
 
 def _configures(variable):
-    return variable.startswith(("FASTRMS_", "OMP_", "GOMP_", "PYTHONPATH", "PYTHONWARNINGS"))
+    return variable.startswith(("FASTRMS_", "OMP_", "GOMP_", "PYTHONWARNINGS"))
