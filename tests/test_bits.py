@@ -11,9 +11,9 @@ import fastrms
 from fastrms import _core
 
 # Vector remainders on both sides, one block, many blocks, more than one thread's worth of work.
-SHAPES = ((1, 1), (3, 7), (5, 64), (17, 65), (199, 129), (40, 4096), (1031, 513))
+SHAPES = ((1, 1), (3, 7), (5, 64), (17, 65), (199, 129), (40, 4096), (1031, 129))
 # Plain values; the range where squares overflow or vanish, which takes the careful path.
-SCALES = (1e-45, 1e-25, 1.0, 1e25, 1e38)
+SCALES = (1e-45, 1.0, 1e38)
 EPS = (0.0, 1e-5)
 
 
@@ -49,7 +49,7 @@ def test_instruction_sets_and_threads(restore, shape, scaled, draw, eps):
     seen = {}
     for isa in _core.available_isas():
         _core.use_isa(isa)
-        for count in (1, 2, 3, 8):
+        for count in (1, 2, 3):
             fastrms.set_num_threads(count)
             seen[isa, count] = _every_result(x, dy, residual, weight, eps)
     first = seen[_core.available_isas()[0], 1]
@@ -205,7 +205,7 @@ def test_dweight_sums_in_a_fixed_order(isa, threads, draw):
 
 def test_repeated_calls(threads, draw):
     """Threads finish in any order; the answer does not."""
-    x, dy, weight = draw(1031, 513), draw(1031, 513), draw(513)
+    x, dy, weight = draw(1031, 129), draw(1031, 129), draw(129)
     results = {
         b"".join(result.tobytes() for result in fastrms.rms_norm_backward(dy, x, weight))
         for _ in range(10)
