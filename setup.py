@@ -27,15 +27,19 @@ DIRECTIVES = {
 # Numbers come before speed: no -ffast-math and no contraction, so that every instruction set gives
 # the same bits. Neither errno nor traps from the math functions are read, so both may go.
 COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-# What the source calls inline is inlined and nothing else: GCC unrolls a kernel's lanes into scalars
+# Only what the source calls inline is inlined: GCC unrolls the lanes of a kernel into scalars
 # once it has pulled several of them into one function (backward took 2.4 times as long).
-COMMON += ["-fno-inline-functions", "-fno-inline-functions-called-once", "-fno-inline-small-functions"]
+COMMON += [
+    "-fno-inline-functions",
+    "-fno-inline-functions-called-once",
+    "-fno-inline-small-functions",
+]
 if DEBUG:
     COMMON += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-UNDEBUG"]
 ISA_FLAGS = {
     "baseline": [],
-    "v3": ["-march=x86-64-v3", "-mprefer-vector-width=256"],
-    "v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    "v3": ["-march=x86-64-v3", "-mprfchw", "-mprefer-vector-width=256"],
+    "v4": ["-march=x86-64-v4", "-mprfchw", "-mprefer-vector-width=512"],
 }
 OPENMP = ["-fopenmp"]
 X86 = platform.machine() in ("x86_64", "AMD64")

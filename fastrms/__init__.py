@@ -4,16 +4,26 @@
 `fastrms.reference` defines every function in plain NumPy and float64.
 """
 
+try:
+    from ._core import (
+        add_rms_norm,
+        get_num_threads,
+        residual_add,
+        rms_norm,
+        rms_norm_backward,
+        set_num_threads,
+    )
+except ModuleNotFoundError as error:
+    if error.name != "fastrms._core":
+        raise
+    raise ImportError(
+        "fastrms._core, the compiled extension, is not here: this is an unbuilt checkout or a "
+        "broken install. Run `python -m pip install .`, then Python outside of the checkout "
+        "(or `python -m pip install -e .` to work inside it)."
+    ) from None
+
 from . import reference
 from ._config import show_config
-from ._core import (
-    add_rms_norm,
-    get_num_threads,
-    residual_add,
-    rms_norm,
-    rms_norm_backward,
-    set_num_threads,
-)
 from ._version import __version__
 
 __all__ = [

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from . import __version__, _config, check
+from . import __version__, _config, bench, check
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,6 +24,10 @@ def build_parser():
 
     check_ = commands.add_parser("check", help="check every function on this machine, now")
     check_.set_defaults(run=lambda args: check.run())
+
+    bench_ = commands.add_parser("bench", help="time every function beside the price of a copy")
+    bench.add_arguments(bench_)
+    bench_.set_defaults(run=bench.run)
     return parser
 
 

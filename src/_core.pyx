@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import numpy as np
 
 cimport numpy as cnp
-from cpython.float cimport PyFloat_AsDouble, PyFloat_CheckExact
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_AsDouble, PyFloat_CheckExact
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cython.parallel cimport prange
@@ -88,11 +88,12 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     --------
     >>> import numpy as np, fastrms
     >>> fastrms.rms_norm(np.array([[3, 4]], np.float32))
-    array([[0.8485279, 1.1313704]], dtype=float32)
+    array([[0.8485278, 1.1313704]], dtype=float32)
     """
     cdef Job job
     cdef cnp.ndarray x_in = as_array(x, "x"), y, w = None
     cdef object result = out
+    cdef Py_ssize_t rows
     start_job(&job, last_axis(x_in), eps, weight_offset, accumulate)
     if weight is not None:
         w = as_vector(weight, "weight", job.n)
@@ -110,7 +111,9 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     y = output_rows(y, &job.y_stride)
     job.x = <const float*>cnp.PyArray_DATA(x_in)
     job.y = <float*>cnp.PyArray_DATA(y)
-    run(kernels.rms_norm, &job, count_rows(x_in))
+    rows = count_rows(x_in)
+    job.stream = (not accumulate and job.y != job.x and outgrows_cache(2 * rows * job.n))
+    run(kernels.rms_norm, &job, rows)
     write_back(y)
     return result
 
@@ -170,14 +173,14 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     >>> x = np.array([[3, 4]], np.float32)
     >>> dx, dweight = fastrms.rms_norm_backward(np.array([[1, 0]], np.float32), x, np.ones(2, "f"))
     >>> dweight
-    array([0.8485279, 0.       ], dtype=float32)
+    array([0.8485278, 0.       ], dtype=float32)
     """
     cdef Job job
     cdef cnp.ndarray x_in = as_array(x, "x"), dy_in = as_array(dy, "dy")
     cdef cnp.ndarray dx_out, dweight_out = None, w = None
     cdef object dx_result = dx, dweight_result = dweight
     cdef float* dweight_data = NULL
-    cdef Py_ssize_t unused
+    cdef Py_ssize_t rows, unused
     check_same_shape(dy_in, "dy", x_in, "x")
     start_job(&job, last_axis(x_in), eps, weight_offset, accumulate and dx is not None)
     if weight is not None:
@@ -210,7 +213,10 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     if dweight_out is not None:
         dweight_out = output_rows(dweight_out, &unused)
         dweight_data = <float*>cnp.PyArray_DATA(dweight_out)
-    run_backward(&job, count_rows(x_in), dweight_data, accumulate and dweight is not None)
+    rows = count_rows(x_in)
+    job.stream = (not job.accumulate and job.dx != job.x and job.dx != job.dy
+                  and outgrows_cache(3 * rows * job.n))
+    run_backward(&job, rows, dweight_data, accumulate and dweight is not None)
     write_back(dx_out)
     if dweight_out is not None:
         write_back(dweight_out)
@@ -254,13 +260,14 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
     >>> import numpy as np, fastrms
     >>> stream = np.array([[2, 4]], np.float32)
     >>> fastrms.add_rms_norm(np.array([[1, 0]], np.float32), stream)
-    array([[0.8485279, 1.1313704]], dtype=float32)
+    array([[0.8485278, 1.1313704]], dtype=float32)
     >>> stream
     array([[3., 4.]], dtype=float32)
     """
     cdef Job job
     cdef cnp.ndarray x_in = as_array(x, "x"), stream, y, w = None
     cdef object result = out
+    cdef Py_ssize_t rows
     start_job(&job, last_axis(x_in), eps, weight_offset, False)
     stream = as_output(residual, "residual", x_in, "x")
     if weight is not None:
@@ -281,7 +288,9 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
     job.x = <const float*>cnp.PyArray_DATA(x_in)
     job.residual = <float*>cnp.PyArray_DATA(stream)
     job.y = <float*>cnp.PyArray_DATA(y)
-    run(kernels.add_rms_norm, &job, count_rows(x_in))
+    rows = count_rows(x_in)
+    job.stream = job.y != job.x and outgrows_cache(3 * rows * job.n)
+    run(kernels.add_rms_norm, &job, rows)
     write_back(stream)
     write_back(y)
     return result
@@ -337,6 +346,8 @@ cdef inline int start_job(Job* job, Py_ssize_t n, object eps, object weight_offs
                           bint accumulate) except -1:
     """Fill in what every normalising job has, with no weight yet."""
     job.n = n
+    job.inv_n = 1.0 / n
+    job.stream = False
     job.eps = as_eps(eps)
     job.weight_offset = as_number(weight_offset, "weight_offset")
     job.weight = NULL

@@ -2,19 +2,31 @@
 # names the argument, what was wanted and what came; what goes to a kernel is rows of one stride.
 # Nothing here writes to an array but NumPy's own write-back of a copied output.
 
-cdef cnp.ndarray as_array(object value, str name):
+cdef inline cnp.ndarray as_array(object value, str name):
     """`value` as a plain float32 ndarray over the same memory, or TypeError / ValueError."""
+    if PyArray_CheckExact(value) and is_float32(<cnp.ndarray>value):
+        return <cnp.ndarray>value
+    return checked_array(value, name)
+
+
+cdef inline bint is_float32(cnp.ndarray array) noexcept:
+    return (cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT and not cnp.PyArray_ISBYTESWAPPED(array)
+            and cnp.PyArray_NDIM(array) > 0)
+
+
+cdef cnp.ndarray checked_array(object value, str name):
+    """as_array for all that is no plain float32 ndarray: a buffer, a subclass, or a refusal."""
     cdef cnp.ndarray array
     if PyArray_CheckExact(value):
         array = <cnp.ndarray>value
     else:
         array = foreign_array(value, name)
+    if is_float32(array):
+        return array
     if cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT or cnp.PyArray_ISBYTESWAPPED(array):
         raise TypeError(f"{name} must be native float32, got {array.dtype.str!r} ({array.dtype}); "
                         f"convert it first: {name}.astype(np.float32)")
-    if cnp.PyArray_NDIM(array) == 0:
-        raise ValueError(f"{name} must have at least one axis, got a 0-d array")
-    return array
+    raise ValueError(f"{name} must have at least one axis, got a 0-d array")
 
 
 cdef cnp.ndarray foreign_array(object value, str name):
@@ -66,16 +78,20 @@ cdef tuple shape_of(cnp.ndarray array):
     return (<object>array).shape
 
 
-cdef double as_number(object value, str name) except? -1.0:
+cdef inline double as_number(object value, str name) except? -1.0:
     if PyFloat_CheckExact(value):
-        return <double>value
+        return PyFloat_AS_DOUBLE(value)
+    return checked_number(value, name)
+
+
+cdef double checked_number(object value, str name) except? -1.0:
     try:
         return PyFloat_AsDouble(value)
     except TypeError:
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}") from None
 
 
-cdef double as_eps(object value) except? -1.0:
+cdef inline double as_eps(object value) except? -1.0:
     cdef double eps = as_number(value, "eps")
     if not eps >= 0:
         raise ValueError(f"eps must be zero or more, got {eps}")
@@ -92,11 +108,13 @@ cdef bint row_stride(cnp.ndarray array, Py_ssize_t* stride) noexcept:
     cdef int axis, last = cnp.PyArray_NDIM(array) - 1
     cdef Py_ssize_t n = cnp.PyArray_DIM(array, last)
     cdef Py_ssize_t step = 0, length = 1
+    stride[0] = n
     if not cnp.PyArray_ISALIGNED(array):
         return False
+    if cnp.PyArray_IS_C_CONTIGUOUS(array):
+        return True
     if n > 1 and cnp.PyArray_STRIDE(array, last) != sizeof(float):
         return False
-    stride[0] = n
     for axis in range(last - 1, -1, -1):
         if cnp.PyArray_DIM(array, axis) == 1:
             continue
@@ -166,6 +184,9 @@ cdef inline void extent(cnp.ndarray array, char** low, char** high) noexcept:
     cdef int axis
     cdef Py_ssize_t reach
     low[0] = <char*>cnp.PyArray_DATA(array)
+    if cnp.PyArray_IS_C_CONTIGUOUS(array):
+        high[0] = low[0] + count_rows(array) * last_axis(array) * <Py_ssize_t>sizeof(float)
+        return
     high[0] = low[0] + sizeof(float)
     for axis in range(cnp.PyArray_NDIM(array)):
         reach = cnp.PyArray_STRIDE(array, axis) * (cnp.PyArray_DIM(array, axis) - 1)

@@ -4,6 +4,7 @@
 cdef extern from "machine.h":
     bint cpu_has_v3()
     bint cpu_has_v4()
+    long last_level_cache()
 
 cdef dict ISA_MODULES = {"baseline": "_kernels_baseline", "v3": "_kernels_v3", "v4": "_kernels_v4"}
 cdef const Table* kernels = NULL

@@ -14,10 +14,12 @@ ctypedef struct Job:
     Py_ssize_t x_stride
     Py_ssize_t dy_stride
     Py_ssize_t n
+    double inv_n            # 1 / n
     double eps
     double weight_offset
     double scale
     bint accumulate
+    bint stream             # y or dx outgrows the cache: write it past the cache
 
 ctypedef void (*rows_kernel)(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil
 

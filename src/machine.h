@@ -1,4 +1,4 @@
-/* What Cython cannot say: which CPU this is, the bits of a float, the flags in use.
+/* What Cython cannot say: which CPU this is, what its caches are to do, the bits of a float.
  * It knows nothing of RMSNorm and refuses to hold arithmetic of its own.
  */
 #ifndef FASTRMS_MACHINE_H
@@ -6,6 +6,10 @@
 
 #include <stdint.h>
 #include <string.h>
+#include <unistd.h>
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 
 /* IEEE bits as an integer, and back: for non-negative floats integer order is float order, and GCC
  * vectorises an integer maximum (a float one only under -ffinite-math-only). */
@@ -19,6 +23,48 @@ static inline float bits_float(int32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
+}
+
+/* Ask for the cache line of an address before it is read. */
+static inline void prefetch(const float *address) {
+#ifdef __GNUC__
+    __builtin_prefetch(address);
+#endif
+}
+
+/* Write one 64-byte line, past the caches and without reading it first. `line` is aligned to it. */
+static inline void stream(float *restrict line, const float *restrict values) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(line, _mm512_loadu_ps(values));
+#elif defined(__AVX__)
+    _mm256_stream_ps(line, _mm256_loadu_ps(values));
+    _mm256_stream_ps(line + 8, _mm256_loadu_ps(values + 8));
+#elif defined(__SSE2__)
+    for (int k = 0; k < 16; k += 4) _mm_stream_ps(line + k, _mm_loadu_ps(values + k));
+#else
+    memcpy(line, values, 64);
+#endif
+}
+
+/* Order streamed lines before whatever this thread does next. */
+static inline void stream_fence(void) {
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+}
+
+/* How many floats of `address` come before its first whole cache line. */
+static inline long floats_to_line(const float *address) {
+    return (long)((64 - ((uintptr_t)address & 63)) & 63) / 4;
+}
+
+/* The size of the last-level cache in bytes; 32 MiB where the system does not say. */
+static inline long last_level_cache(void) {
+    long size = 0;
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+    return size > 0 ? size : 32L << 20;
 }
 
 /* The flags that setup.py compiled this module with, for `fastrms info`. */

@@ -21,6 +21,10 @@ cdef Py_ssize_t PARALLEL = 65536
 cdef Py_ssize_t MOST_BLOCKS = 64
 cdef Py_ssize_t LEAST_BLOCK = 64
 
+# An output is streamed past the cache when what a call reads and writes exceeds the last-level
+# cache, of which a core is taken to have 64 MiB at most: a server's is shared with others.
+cdef Py_ssize_t STREAM_BYTES = min(<Py_ssize_t>last_level_cache(), <Py_ssize_t>64 << 20)
+
 cdef int wanted_threads = 0        # 0: what OpenMP would use
 cdef int openmp_threads = omp_get_max_threads()
 cdef bint forked = False
@@ -90,6 +94,11 @@ cdef int read_environment() except -1:
         except ValueError:
             raise ImportError(f"FASTRMS_NUM_THREADS must be 1 to 1024, got {value!r}") from None
     return 0
+
+
+cdef inline bint outgrows_cache(Py_ssize_t elements) noexcept nogil:
+    """Whether these many elements, read and written, are too many to find in cache again."""
+    return elements * <Py_ssize_t>sizeof(float) > STREAM_BYTES
 
 
 cdef void run_rows(rows_kernel kernel, const Job* job, Py_ssize_t rows) noexcept nogil:

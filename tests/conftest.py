@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# `python -m pytest` puts the checkout first on the path; its fastrms has no compiled extension.
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+# `python -m pytest` puts the working folder first, and there fastrms/ has no compiled extension.
+if not list((CHECKOUT / "fastrms").glob("_core.*.so")):
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != CHECKOUT]
 
 import fastrms  # noqa: E402
 from fastrms import _core  # noqa: E402

@@ -203,6 +203,31 @@ def test_dweight_sums_in_a_fixed_order(isa, threads, draw):
     assert strided.tobytes() == dweight.tobytes()
 
 
+# What a call reads and writes is above 64 MiB, where outputs may bypass the cache: odd and even
+# widths, and rows that begin anywhere within a cache line.
+@pytest.mark.parametrize(
+    ("rows", "n"), [(290_000, 31), (70_001, 128), (1801, 5003), (3, 3_000_001)]
+)
+@pytest.mark.parametrize("start", [0, 1, 16])
+def test_results_larger_than_the_cache(isa, draw, rows, n, start):
+    """They have the bits of the same rows a few at a time, and end where they should."""
+    x, other, weight = draw(rows, n), draw(rows, n), draw(n)
+    memory = np.full(rows * n + 32, 7, np.float32)
+    out, stream = memory[start : start + rows * n].reshape(rows, n), other.copy()
+    few = slice(rows // 3, rows // 3 + max(1, 40_000 // n))
+    margins = memory[:start].tobytes(), memory[start + rows * n :].tobytes()
+    fastrms.rms_norm(x, weight, out=out)
+    assert out[few].tobytes() == fastrms.rms_norm(x[few], weight).tobytes()
+    assert out[-1].tobytes() == fastrms.rms_norm(x[-1], weight).tobytes()
+    fastrms.rms_norm_backward(other, x, weight, dx=out)
+    assert out[few].tobytes() == fastrms.rms_norm_backward(other[few], x[few], weight)[0].tobytes()
+    assert out[0].tobytes() == fastrms.rms_norm_backward(other[0], x[0], weight)[0].tobytes()
+    fastrms.add_rms_norm(x, stream, weight, out=out)
+    assert stream.tobytes() == np.add(other, x).tobytes()
+    assert out[few].tobytes() == fastrms.rms_norm(stream[few], weight).tobytes()
+    assert (memory[:start].tobytes(), memory[start + rows * n :].tobytes()) == margins
+
+
 def test_repeated_calls(threads, draw):
     """Threads finish in any order; the answer does not."""
     x, dy, weight = draw(1031, 129), draw(1031, 129), draw(129)

@@ -1,0 +1,100 @@
+"""The three that every table has, as calls without arguments: the floor, NumPy, fastrms.
+
+Each function takes a case and returns a call. Arrays are bound once: a call holds no set-up.
+"""
+
+import numpy as np
+
+import fastrms
+
+from .cases import EPS
+
+
+def floor(case):
+    """The cheapest NumPy pass that moves what the op must move: see each op's byte model."""
+    c = case
+    if c.op == "fresh":
+        x = c.x
+        return lambda: x.copy()
+    if c.op == "forward":
+        x, out = c.x, c.out
+        if c.inplace:
+            return lambda: np.negative(x, out=x)
+        return lambda: np.copyto(out, x)
+    a, b, out = {
+        "add_norm": lambda: (c.x, c.residual, c.out),
+        "backward": lambda: (c.x, c.dy, c.dx),
+        "add": lambda: (c.residual, c.x, c.residual),
+    }[c.op]()
+    return lambda: np.add(a, b, out=out)
+
+
+def numpy(case):
+    """The formula as people write it in NumPy, float32 throughout."""
+    if case.inplace and case.op in ("forward", "add_norm"):
+        return numpy_in_place(case)
+    x, weight = case.x, case.weight
+    if case.op in ("forward", "fresh"):
+        return lambda: x / np.sqrt((x * x).mean(-1, keepdims=True) + EPS) * weight
+    if case.op == "backward":
+        return numpy_backward(case)
+    residual = case.residual
+    if case.op == "add":
+        return lambda: np.add(residual, x, out=residual)
+
+    def add_norm():
+        np.add(residual, x, out=residual)
+        rms = np.sqrt((residual * residual).mean(-1, keepdims=True) + EPS)
+        return residual / rms * weight
+
+    return add_norm
+
+
+def numpy_in_place(case):
+    x, weight = case.x, case.weight
+    residual = case.residual if case.op == "add_norm" else None
+
+    def in_place():
+        if residual is not None:
+            np.add(residual, x, out=residual)
+            np.copyto(x, residual)
+        np.divide(x, np.sqrt((x * x).mean(-1, keepdims=True) + EPS), out=x)
+        np.multiply(x, weight, out=x)
+
+    return in_place
+
+
+def numpy_backward(case):
+    x, dy, weight, dx = case.x, case.dy, case.weight, case.dx
+
+    def backward():
+        rms = np.sqrt((x * x).mean(-1, keepdims=True) + EPS)
+        xhat = x / rms
+        g = dy * weight
+        dweight = (dy * xhat).sum(0)
+        return (g - xhat * (g * xhat).mean(-1, keepdims=True)) / rms, dweight
+
+    def in_place():
+        result, dweight = backward()
+        np.copyto(dx, result)
+        return dx, dweight
+
+    return in_place if case.inplace else backward
+
+
+def ours(case):
+    """The calls that OPS spells out."""
+    if case.op == "add":
+        residual_add, residual, x = fastrms.residual_add, case.residual, case.x
+        return lambda: residual_add(residual, x)
+    x, weight = case.x, case.weight
+    if case.op == "backward":
+        backward, dy, dx, dweight = fastrms.rms_norm_backward, case.dy, case.dx, case.dweight
+        return lambda: backward(dy, x, weight, EPS, dx=dx, dweight=dweight)
+    rms_norm, out = fastrms.rms_norm, case.out
+    if case.op == "fresh":
+        return lambda: rms_norm(x, weight, EPS)
+    if case.op == "forward":
+        return lambda: rms_norm(x, weight, EPS, out=out)
+    add_rms_norm, residual = fastrms.add_rms_norm, case.residual
+    return lambda: add_rms_norm(x, residual, weight, EPS, out=out)

@@ -1,0 +1,236 @@
+"""What is measured: the ops, their byte models and floors, the arrays, and the check of an answer.
+
+A case is one op on one shape. It refuses to time anything: that is timing.py's.
+"""
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+
+from .. import reference
+
+EPS = 1e-5
+# NumPy promises its arrays 16 bytes and no more; the large ones, which come straight from the
+# operating system, always start 16 bytes past a page. So 16 past a cache line is what users have.
+ALIGN = 16
+CACHE_LINE = 64
+# Of the largest exact value, or of 1, the size of the inputs. It catches a wrong formula, a wrong
+# array, an unwritten result; MLX's float32 sums over long rows come nearest to it. The tight
+# bounds are `fastrms check`'s.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation, in the words that the table prints."""
+
+    label: str
+    call: str
+    call_in_place: str | None
+    reads: tuple
+    writes: tuple
+    results: tuple
+    floor: str
+    floor_in_place: str | None
+
+    @property
+    def bytes_per_element(self):
+        """Each array read and each array written counts once: the bytes that must move."""
+        return 4 * (len(self.reads) + len(self.writes))
+
+    def model(self, inplace=False):
+        """Return the byte model as a sentence, with the floor."""
+        floor = self.floor_in_place if inplace else self.floor
+        reads, writes = " + ".join(self.reads), " + ".join(self.writes)
+        return f"reads {reads}, writes {writes}: {self.bytes_per_element} B; floor {floor}"
+
+
+OPS = {
+    "forward": Op(
+        "forward",
+        "rms_norm(x, weight, eps, out=out)",
+        "rms_norm(x, weight, eps, out=x)",
+        ("x",),
+        ("out",),
+        ("out",),
+        "np.copyto(out, x)",
+        "np.negative(x, out=x)",
+    ),
+    "fresh": Op(
+        "forward, new array",
+        "rms_norm(x, weight, eps)",
+        None,
+        ("x",),
+        ("out",),
+        ("out",),
+        "x.copy()",
+        None,
+    ),
+    "add_norm": Op(
+        "add + norm",
+        "add_rms_norm(x, residual, weight, eps, out=out)",
+        "add_rms_norm(x, residual, weight, eps, out=x)",
+        ("x", "residual"),
+        ("residual", "out"),
+        ("out", "residual"),
+        "np.add(x, residual, out=out)",
+        "np.add(x, residual, out=x)",
+    ),
+    "backward": Op(
+        "backward",
+        "rms_norm_backward(dy, x, weight, eps, dx=dx, dweight=dweight)",
+        "rms_norm_backward(dy, x, weight, eps, dx=dy, dweight=dweight)",
+        ("dy", "x"),
+        ("dx",),
+        ("dx", "dweight"),
+        "np.add(x, dy, out=dx)",
+        "np.add(x, dy, out=dy)",
+    ),
+    "add": Op(
+        "residual add",
+        "residual_add(residual, x)",
+        "residual_add(residual, x)",
+        ("residual", "x"),
+        ("residual",),
+        ("residual",),
+        "np.add(residual, x, out=residual)",
+        "np.add(residual, x, out=residual)",
+    ),
+}
+
+
+class Case:
+    """The arrays of one op on one shape, float32, named as in the function's signature.
+
+    Parameters
+    ----------
+    op : str
+        A key of OPS.
+    rows, n : int
+        The shape.
+    inplace : bool
+        The result overwrites an input: `out` is `x`, and `dx` is `dy`.
+    align : int
+        Every array starts this many bytes past a cache line.
+    """
+
+    def __init__(self, op, rows, n, inplace=False, align=ALIGN):
+        self.op, self.rows, self.n, self.inplace, self.align = op, rows, n, inplace, align
+        self.inputs = {}
+        names = {*OPS[op].reads, *OPS[op].writes}
+        for seed, name in enumerate(("x", "residual", "dy")):
+            if name in names:
+                self.inputs[name] = seed
+                setattr(self, name, self.empty((rows, n)))
+        if op == "backward":
+            self.dx = self.dy if inplace else self.empty((rows, n))
+            self.dweight = self.empty((n,))
+        elif op != "add":
+            self.out = self.x if inplace else self.empty((rows, n))
+        self.weight = self.make_weight()
+        for name in self.inputs:
+            self.fill(name)
+
+    def empty(self, shape):
+        """Return a new array that starts `align` bytes past a cache line."""
+        size = 4 * int(np.prod(shape))
+        memory = np.empty(size + CACHE_LINE, np.uint8)
+        start = (self.align - memory.ctypes.data) % CACHE_LINE
+        return memory[start : start + size].view(np.float32).reshape(shape)
+
+    def make_weight(self):
+        """Near 1; in place, plus or minus 1, so that a million calls neither grow nor vanish."""
+        weight = self.empty((self.n,))
+        noise = np.random.default_rng(3).standard_normal(self.n, np.float32)
+        weight[:] = np.sign(noise) if self.inplace else 1 + np.float32(0.1) * noise
+        return weight
+
+    def fill(self, name):
+        """Write one input's values: the same ones every time."""
+        array = getattr(self, name)
+        flat, tile, seed = array.reshape(-1), noise_tile(), self.inputs[name]
+        first = min(flat.size, seed * 1001)
+        flat[:first] = tile[-first:] if first else 0
+        for start in range(first, flat.size, tile.size):
+            part = flat[start : start + tile.size]
+            part[:] = tile[: part.size]
+        if name == "x" and self.op == "backward" and self.inplace:
+            # dy is divided by this rms once a call: it has to be 1.
+            for rows in self.blocks():
+                array[rows] = reference.rms_norm(array[rows])
+
+    def refill(self):
+        """Write the inputs that a call overwrites anew, so that no value grows without end."""
+        for name in self.inputs:
+            array = getattr(self, name)
+            if any(getattr(self, result, None) is array for result in OPS[self.op].results):
+                self.fill(name)
+
+    def blocks(self):
+        """Yield slices of rows small enough for float64 copies of them to stay in cache."""
+        step = max(1, 2**17 // max(self.n, 1))
+        for start in range(0, self.rows, step):
+            yield slice(start, min(self.rows, start + step))
+
+    @cached_property
+    def exact(self):
+        """What the reference makes of freshly filled inputs, in the order of the op's results."""
+        self.refill()
+        first, second = np.empty((self.rows, self.n), np.float32), None
+        if self.op == "backward":
+            second = np.zeros(self.n)
+        elif self.op == "add_norm":
+            second = self.residual.copy()
+        for rows in self.blocks():
+            x = self.x[rows]
+            if self.op == "backward":
+                dy = self.dy[rows]
+                first[rows], part = reference.rms_norm_backward(dy, x, self.weight, EPS)
+                second += part
+            elif self.op == "add_norm":
+                first[rows] = reference.add_rms_norm(x, second[rows], self.weight, EPS)
+            elif self.op == "add":
+                first[rows] = reference.residual_add(self.residual[rows].copy(), x)
+            else:
+                first[rows] = reference.rms_norm(x, self.weight, EPS)
+        return (first,) if second is None else (first, second)
+
+    def error(self, call):
+        """Run `call` once and return its largest error, beside the largest exact value.
+
+        A call returns results that it made, in the op's order; the rest are in the case's arrays.
+        """
+        exact = self.exact
+        overwritten = {id(getattr(self, name)) for name in self.inputs}
+        for name in OPS[self.op].results:
+            array = getattr(self, name, None)
+            if array is not None and id(array) not in overwritten:
+                array.fill(np.nan)  # an unwritten result is a wrong one
+        self.refill()
+        made = call()
+        made = () if made is None else made if isinstance(made, tuple | list) else (made,)
+        rest = [getattr(self, name) for name in OPS[self.op].results[len(made) :]]
+        return max(
+            largest_error(np.asarray(got), want)
+            for got, want in zip([*made, *rest], exact, strict=True)
+        )
+
+
+@cache
+def noise_tile():
+    """Normal noise; its length is prime, so that rows made of repeats of it still differ."""
+    return np.random.default_rng(0).standard_normal(1_048_583, np.float32)
+
+
+def largest_error(got, want):
+    """Return the largest |got - want|, of the largest |want| or 1; NaN if any of it is NaN."""
+    got, want = got.reshape(-1), want.reshape(-1)
+    if got.shape != want.shape:
+        return float("nan")
+    error, scale, step = 0.0, 1.0, 2**18
+    for start in range(0, want.size, step):
+        part = slice(start, start + step)
+        error = np.maximum(error, np.abs(got[part] - want[part]).max())
+        scale = max(scale, float(np.abs(want[part]).max()))
+    return float(error / scale)

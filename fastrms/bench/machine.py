@@ -1,0 +1,66 @@
+"""The machine that a record was made on: CPU, caches, memory. What is unknown is left out."""
+
+import os
+import platform
+from pathlib import Path
+
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+SUFFIX = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def describe():
+    """Return the machine as a dict that the record's schema knows."""
+    return {
+        "cpu": cpu_name(),
+        "cpus_usable": usable_cpus(),
+        "caches": caches(),
+        "memory_bytes": memory_bytes("MemTotal"),
+        "system": platform.platform(),
+    }
+
+
+def usable_cpus():
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_name():
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def caches():
+    """Return the data caches of the first CPU, the smallest first."""
+    found = []
+    for index in sorted(CACHES.glob("index*")):
+        try:
+            kind, level, size = (
+                (index / name).read_text().strip() for name in ("type", "level", "size")
+            )
+            number = int(size[:-1]) * SUFFIX[size[-1]] if size[-1] in SUFFIX else int(size)
+        except (OSError, ValueError, IndexError):
+            continue
+        if kind != "Instruction":
+            found.append({"level": int(level), "bytes": number})
+    return sorted(found, key=lambda cache: cache["level"])
+
+
+def last_level_cache():
+    return max((cache["bytes"] for cache in caches()), default=32 * 2**20)
+
+
+def memory_bytes(entry):
+    """Return one entry of /proc/meminfo in bytes, or None."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(entry + ":"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None

@@ -1,0 +1,146 @@
+"""The measurement: every case in interleaved rounds, into a record that schema.py describes."""
+
+import contextlib
+import datetime
+import itertools
+import time
+
+import fastrms
+
+from .. import _core
+from . import machine, rivals, schema, timing
+from .cases import EPS, OPS, TOLERANCE, Case
+
+# After a threaded call a pool spins on: ONNX Runtime's for 25 ms, libgomp's (fastrms, torch,
+# numba) for 1 to 8, others for less (the CPU time of idle processes). No turn begins meanwhile.
+SETTLE_SECONDS = 0.04
+
+
+class WrongAnswerError(Exception):
+    """fastrms, or NumPy here, disagrees with the reference: nothing may be timed."""
+
+
+def new_record(plan):
+    """Return the record of a plan, without rows."""
+    found, left_out = rivals.versions(plan.peers)
+    return {
+        "schema": schema.VERSION,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "complete": False,
+        "machine": machine.describe(),
+        "config": fastrms.show_config("dicts"),
+        "peers": found,
+        "left_out": left_out,
+        "protocol": {
+            "rounds": plan.rounds,
+            "block_s": plan.block,
+            "most_spread": timing.MOST_SPREAD,
+            "inplace": plan.inplace,
+            "eps": EPS,
+            "align": plan.align,
+            "tolerance": TOLERANCE,
+        },
+        "byte_models": {op: OPS[op].model(plan.inplace) for op in plan.ops},
+        "rows": [],
+    }
+
+
+@contextlib.contextmanager
+def instruction_set(isa):
+    """Force an instruction set for a while; ValueError if this build on this CPU has it not."""
+    before, available = _core.current(), _core.available_isas()
+    if isa is not None and isa not in available:
+        raise ValueError(f"--isa {isa}: here it is one of {', '.join(available)}")
+    _core.use_isa(isa or before)
+    try:
+        yield
+    finally:
+        _core.use_isa(before)
+
+
+def rows(plan, record):
+    """Measure row by row: each goes into the record, and is yielded. To stop early is fine."""
+    before = fastrms.get_num_threads()
+    try:
+        for threads in plan.threads:
+            fastrms.set_num_threads(threads)
+            with contextlib.ExitStack() as stack:
+                field = [rivals.Here(name, build) for name, build in rivals.HERE.items()]
+                for name in record["peers"]:
+                    field.append(rivals.Apart(name, threads))
+                    stack.callback(field[-1].close)
+                for (count, n), op in itertools.product(plan.shapes, plan.ops):
+                    case = Case(op, count, n, plan.inplace, plan.align)
+                    record["rows"].append(measure_case(plan, case, field, threads))
+                    yield record["rows"][-1]
+        record["complete"] = True
+    finally:
+        fastrms.set_num_threads(before)
+
+
+def measure_case(plan, case, field, threads):
+    """Return one row: every rival's answer checked, then the rounds."""
+    errors, left_out = check_answers(plan, case, field)
+    case.__dict__.pop("exact", None)  # as large as the arrays, and of no more use
+    live = [rival for rival in field if rival.name in errors]
+    seconds = {rival.name: [] for rival in live}
+    for turn in range(plan.rounds):
+        first = turn % len(live)  # nobody always follows the same rival
+        for rival in live[first:] + live[:first]:
+            if rival.name in left_out or is_done(seconds[rival.name]):
+                continue
+            if threads > 1:
+                time.sleep(SETTLE_SECONDS)
+            try:
+                seconds[rival.name].append(rival.time())
+            except rivals.UnfitError as unfit:
+                left_out[rival.name] = str(unfit)
+    live = [rival for rival in live if rival.name not in left_out]
+    return finish(case, threads, live, seconds, errors, left_out)
+
+
+def check_answers(plan, case, field):
+    """Return the error of every rival that has this op, and why others are left out of the row."""
+    errors, left_out = {}, {}
+    for rival in field:
+        try:
+            error = rival.prepare(case, plan.block)
+        except rivals.UnfitError as unfit:
+            if rival.name in rivals.HERE:
+                where = f"{rival.name}, {case.op} {case.rows}x{case.n}"
+                raise WrongAnswerError(f"{where}: {unfit}") from None
+            left_out[rival.name] = str(unfit)
+            continue
+        if error is not None:
+            errors[rival.name] = error
+    return errors, left_out
+
+
+def is_done(seconds):
+    """Whether a slow rival has had its share of the time."""
+    return len(seconds) >= timing.LEAST_ROUNDS and sum(seconds) > timing.RIVAL_SECONDS
+
+
+def finish(case, threads, live, seconds, errors, left_out):
+    """Return the row that the rounds amount to."""
+    op, elements = OPS[case.op], case.rows * case.n
+    moved = elements * op.bytes_per_element
+    results = {rival.name: timing.summary(seconds[rival.name]) for rival in live}
+    for rival in live:
+        times = results[rival.name]
+        times["calls"], times["error"] = rival.calls, errors[rival.name]
+        times["gb_per_s"] = moved / times["best_s"] / 1e9
+        times["of_floor"] = results["floor"]["best_s"] / times["best_s"]
+    arrays = {*op.reads, *op.writes}
+    return {
+        "op": case.op,
+        "rows": case.rows,
+        "n": case.n,
+        "threads": threads,
+        "bytes": moved,
+        "working_set_bytes": 4 * elements * (len(arrays) - case.inplace * (case.op != "add")),
+        "times_numpy": results["numpy"]["best_s"] / results["fastrms"]["best_s"],
+        "trusted": all(results[k]["spread"] <= timing.MOST_SPREAD for k in ("floor", "fastrms")),
+        "rivals": results,
+        "left_out": left_out,
+    }

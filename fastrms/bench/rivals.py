@@ -1,0 +1,143 @@
+"""Who is timed: a rival in this process, or a peer alone in a process of its own.
+
+Thread pools spin for a while after a call, and two of them in one process, or one awake beside
+another's turn, slow each other down. So every peer has its own process, which sleeps between turns.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+from . import calls, peers, timing
+from .cases import TOLERANCE, Case
+
+HERE = {"floor": calls.floor, "numpy": calls.numpy, "fastrms": calls.ours}
+
+
+class UnfitError(Exception):
+    """A rival cannot be timed: it is not installed, failed, or gave a wrong answer."""
+
+
+class Here:
+    """A rival in this process: prepare(case), then time() once a round."""
+
+    def __init__(self, name, build):
+        self.name, self.build = name, build
+
+    def prepare(self, case, seconds):
+        """Check the answer and size the block; return the error, or None if there is no such op."""
+        self.case, self.call = case, self.build(case)
+        if self.call is None:
+            return None
+        # The floor computes something else: there is nothing to check, and nothing promised.
+        error = 0.0 if self.name == "floor" else case.error(self.call)
+        if not error <= TOLERANCE:
+            raise UnfitError(f"wrong answer (error {error:.1e} of the largest value)")
+        self.calls = timing.calls_per_block(self.call, seconds)
+        return error
+
+    def time(self):
+        """Return the seconds of one call, from one block; the inputs are fresh."""
+        self.case.refill()
+        return timing.time_block(self.call, self.calls)
+
+    def close(self):
+        pass
+
+
+class Apart:
+    """A peer in its own process, which serves one JSON line for each one it is sent."""
+
+    def __init__(self, name, threads):
+        self.name = name
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (close() does)
+        # A session of its own: Ctrl-C is for this process, which then closes the others.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fastrms.bench.worker", name, str(threads)],
+            env={**os.environ, **peers.environment(threads)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            start_new_session=True,
+        )
+
+    def prepare(self, case, seconds):
+        request = [case.op, case.rows, case.n, case.inplace, case.align]
+        answer = self.ask({"case": request, "seconds": seconds})
+        if "unfit" in answer:
+            raise UnfitError(answer["unfit"])
+        self.calls = answer["calls"]
+        return answer["error"]
+
+    def time(self):
+        answer = self.ask({})
+        if "unfit" in answer:
+            raise UnfitError(answer["unfit"])
+        return answer["seconds"]
+
+    def ask(self, request):
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
+        except (OSError, ValueError):
+            self.errors.seek(0)
+            said = self.errors.read().decode(errors="replace").strip().splitlines()
+            raise UnfitError(
+                f"its process ended: {said[-1][:150] if said else 'no word'}"
+            ) from None
+
+    def close(self):
+        self.process.stdout.close()
+        try:
+            self.process.stdin.close()
+            self.process.wait(timeout=5)
+        except (OSError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
+        self.errors.close()
+
+
+def versions(names):
+    """Return the versions of the peers that are installed, and why the others are left out."""
+    found, left_out = {}, {}
+    for name in names:
+        modules, distributions = peers.PEERS[name]
+        if all(is_installed(module) for module in modules):
+            found[name] = importlib.metadata.version(distributions[0])
+        else:
+            left_out[name] = "not installed"
+    return found, left_out
+
+
+def is_installed(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # the package that it should be in
+        return False
+
+
+def serve(name, threads, requests, answers):
+    """Answer one JSON line for each request: prepare a case, or time a block of it."""
+    rival = Here(name, lambda case: peers.build(name, case, threads))
+    for line in requests:
+        request = json.loads(line)
+        try:
+            if "case" in request:
+                rival.case = rival.call = None  # the last case's arrays go before new ones come
+                error = rival.prepare(Case(*request["case"]), request["seconds"])
+                answer = {"error": error, "calls": None if error is None else rival.calls}
+            else:
+                answer = {"seconds": rival.time()}
+        except UnfitError as unfit:
+            answer = {"unfit": str(unfit)}
+        except Exception as failure:
+            reason = str(failure).strip().splitlines() or [""]
+            answer = {"unfit": f"{type(failure).__name__}: {reason[0][:150]}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()

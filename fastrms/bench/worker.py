@@ -1,0 +1,12 @@
+"""The process of one peer: `python -m fastrms.bench.worker NAME THREADS`, JSON lines in and out."""
+
+import os
+import sys
+
+from .rivals import serve
+
+if __name__ == "__main__":
+    # What a library prints goes to stderr, so that it cannot get between two answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    serve(sys.argv[1], int(sys.argv[2]), sys.stdin, answers)

@@ -1,0 +1,232 @@
+"""A tiny run of all of `fastrms bench` and of bench/: what it prints, writes, and refuses.
+
+Nothing here asserts a time. The runs share their records, because every run costs a process.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastrms.bench import cases, schema
+
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+BENCH = Path(__file__).parent.parent / "bench"
+TINY = ("--shape", "3x33", "--rounds", "1")
+
+
+def bench(*args, **more):
+    command = [sys.executable, "-m", "fastrms", "bench", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **more)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """One run of every op, with a record and a picture."""
+    folder = tmp_path_factory.mktemp("bench")
+    done = bench(
+        *TINY, "--shape", "1x64", "--op", "all", "--threads", "1,2", "--peers", "ggml",
+        "--json", folder / "new.json", "--plot", folder / "new.svg",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder, done.stdout, json.loads((folder / "new.json").read_text())
+
+
+def test_the_record_fits_its_schema_and_holds_every_row(tiny):
+    _, _, record = tiny
+    assert schema.problems(record) == []
+    assert record["complete"]
+    keys = {(r["op"], r["rows"], r["n"], r["threads"]) for r in record["rows"]}
+    assert len(keys) == len(record["rows"]) == len(cases.OPS) * 2 * 2
+    for row in record["rows"]:
+        assert {"floor", "numpy", "fastrms"} <= row["rivals"].keys()
+        assert row["rivals"]["floor"]["of_floor"] == 1
+
+
+def test_piped_output_is_plain_and_prints_rows_and_byte_models(tiny):
+    _, text, record = tiny
+    assert text.isascii()
+    assert text.count("   3 x 33") >= len(cases.OPS) * 2
+    for op in cases.OPS.values():
+        assert op.model() in text
+    for name in record["left_out"]:
+        assert f"left out: {name} (not installed)" in text
+
+
+def test_the_picture_is_drawn(tiny):
+    folder, _, _ = tiny
+    picture = (folder / "new.svg").read_text()
+    assert "residual add" in picture
+    assert "fastrms, 2 threads" in picture
+
+
+@pytest.mark.parametrize(
+    ("broken", "problem"),
+    [
+        ({"schema": 99}, "record.schema must be 1, got 99"),
+        ({"complete": 1}, "record.complete must be bool, got int"),
+        ({"more": 1}, "record has an unknown more"),
+        ({"rows": [{}]}, "record.rows[0] lacks op"),
+    ],
+)
+def test_the_schema_refuses(tiny, broken, problem):
+    assert problem in schema.problems(tiny[2] | broken)
+
+
+def test_compare_fails_only_when_told_to(tiny):
+    folder, _, record = tiny
+    for row in record["rows"]:
+        row["rivals"]["fastrms"]["of_floor"] *= 1e6
+    (folder / "old.json").write_text(json.dumps(record))
+    args = ("--op", "add", *TINY, "--compare", folder / "old.json")
+    done = bench(*args)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("SLOWER") == 1
+    assert bench(*args, "--fail-below", "1e-9").returncode == 0
+    done = bench(*args, "--fail-below", "0.5")
+    assert done.returncode == 1
+    assert "1 of 1 rows are below 0.5" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--op", "softmax"), "'softmax' is none of: all, forward"),
+        (("--shape", "0x4"), "'0x4' is not ROWSxN"),
+        (("--threads", "1,0"), "'0' is not a whole number above 0"),
+        (("--peers", "cupy"), "'cupy' is none of"),
+        (("--isa", "v9"), "--isa v9: here it is one of"),
+        (("--plot", "x.jpg"), "must end in .png or .svg"),
+        (("--json", "no/such/folder.json"), "cannot write"),
+        (("--compare", "no.json"), "cannot read no.json"),
+        (("--fail-below", "1"), "--fail-below needs --compare"),
+        (("--inplace", "--op", "fresh"), "--inplace leaves nothing fresh"),
+    ],
+)
+def test_refusals_are_one_line_and_exit_2(args, said):
+    done = bench(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_compare_refuses_what_is_no_record(tmp_path):
+    (tmp_path / "old.json").write_text("{}")
+    done = bench("--compare", tmp_path / "old.json")
+    assert done.returncode == 2
+    assert "is not a record of fastrms bench: record lacks schema" in done.stderr
+
+
+def test_missing_extras_are_named(tmp_path):
+    (tmp_path / "rich.py").write_text("raise ImportError")
+    done = bench(*TINY, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        'fastrms bench: rich is not installed: python -m pip install "fastrms[bench]"\n'
+    )
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path):
+    shapes = [part for n in range(1, 400) for part in ("--shape", f"1x{n}")]
+    # A shell's background job, which this may be part of, starts its children deaf to SIGINT.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from fastrms.__main__ import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", program, "bench", *shapes, "--json", tmp_path / "part.json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        lines = [p.stdout.readline() for _ in range(5)]  # three lines of header, and two rows
+        p.send_signal(signal.SIGINT)
+        out, error = p.communicate(timeout=60)
+    assert p.returncode == 130
+    assert "1 x 1 " in lines[-1]
+    assert "GB/s counts" in out
+    assert error == "stopped by Ctrl-C: the rows above are all there are\n"
+    record = json.loads((tmp_path / "part.json").read_text())
+    assert schema.problems(record) == []
+    assert not record["complete"]
+    assert len(record["rows"]) >= 2
+
+
+def test_in_place_and_isa(tmp_path):
+    done = bench(*TINY, "--inplace", "--isa", "baseline", "--json", tmp_path / "a.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["protocol"]["inplace"]
+    assert record["config"]["instruction set"]["in use"] == "baseline"
+
+
+@pytest.mark.parametrize("op", cases.OPS)
+def test_the_check_catches_a_wrong_answer(op):
+    case = cases.Case(op, 5, 40)
+    assert case.error(lambda: tuple(a.astype(np.float32) for a in case.exact)) < 1e-6
+    wrong = [a + np.float32(1e-3) * np.abs(a).max() for a in case.exact]
+    assert case.error(lambda: wrong) > cases.TOLERANCE
+    assert not case.error(lambda: None) <= cases.TOLERANCE  # nothing was written
+
+
+def test_arrays_start_where_the_case_says():
+    for align in (0, 16, 4):
+        case = cases.Case("backward", 3, 5, align=align)
+        for array in (case.x, case.dy, case.dx, case.weight, case.dweight):
+            assert array.ctypes.data % cases.CACHE_LINE == align
+
+
+def test_a_peer_in_its_own_process_answers(monkeypatch):
+    """The worker's protocol, with a NumPy call in the place of a peer."""
+    import io
+
+    from fastrms.bench import calls, peers, rivals
+
+    monkeypatch.setattr(peers, "build", lambda name, case, threads: calls.numpy(case))
+    requests = [{"case": ["forward", 2, 8, False, 16], "seconds": 1e-4}, {}]
+    answers = io.StringIO()
+    rivals.serve("torch", 1, map(json.dumps, requests), answers)
+    prepared, timed = map(json.loads, answers.getvalue().splitlines())
+    assert prepared["error"] < 1e-6
+    assert prepared["calls"] >= 1
+    assert timed["seconds"] > 0
+
+
+def test_a_peer_whose_process_dies_is_left_out():
+    from fastrms.bench import rivals
+
+    peer = rivals.Apart("no such peer", 1)
+    try:
+        with pytest.raises(rivals.UnfitError, match="no such peer"):
+            peer.prepare(cases.Case("forward", 1, 8), 1e-4)
+    finally:
+        peer.close()
+
+
+def test_the_readme_is_made_from_a_record(tiny):
+    folder, _, record = tiny
+    readme = folder / "README.md"
+    readme.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
+    command = [sys.executable, BENCH / "readme.py", folder / "new.json", "--readme", readme]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- bench:begin -->\n")
+    assert text.endswith("\n<!-- bench:end -->\nafter\n")
+    assert "old" not in text.splitlines()
+    assert record["machine"]["cpu"] in text
+    for line in ("| 1 thread | forward |", "| 2 threads | forward |"):
+        assert text.count(line) == 1
+    assert text.count("| 3 x 33 | ") == 2
+    assert (folder / "new.png").stat().st_size > 10_000
+
+
+def test_record_takes_further_arguments():
+    done = subprocess.run(
+        [sys.executable, BENCH / "record.py", "x", "--isa", "v9"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "--isa v9" in done.stderr
