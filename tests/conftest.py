@@ -1,10 +1,123 @@
-"""What every test shares: the installed fastrms, not the checkout that `python -m pytest` is in."""
+"""Fixtures that every test file shares: instruction set, threads, data, and the watch on inputs."""
 
+import os
+import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
-CHECKOUT = Path(__file__).parents[1]
+import numpy as np
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 # `python -m pytest` puts the working folder first, and there fastrms/ has no compiled extension.
 if not list((CHECKOUT / "fastrms").glob("_core.*.so")):
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != CHECKOUT]
+
+import fastrms  # noqa: E402
+from fastrms import _core  # noqa: E402
+
+from .signatures import MATRICES, ROWS, VECTORS, N  # noqa: E402
+
+SEED = 20191016
+
+
+@pytest.fixture(params=_core.available_isas())
+def isa(request):
+    """Run the test on each instruction set that this CPU has."""
+    previous = _core.current()
+    _core.use_isa(request.param)
+    yield request.param
+    _core.use_isa(previous)
+
+
+@pytest.fixture(params=(1, 2, 3), ids="threads{}".format)
+def threads(request):
+    """Run the test with each number of threads."""
+    previous = fastrms.get_num_threads()
+    fastrms.set_num_threads(request.param)
+    yield request.param
+    fastrms.set_num_threads(previous)
+
+
+@pytest.fixture
+def restore():
+    """Put the instruction set and the thread count back after a test that changes them itself."""
+    isa, count = _core.current(), fastrms.get_num_threads()
+    yield
+    _core.use_isa(isa)
+    fastrms.set_num_threads(count)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture
+def draw(rng):
+    """Return a function from a shape to normal float32 values, different at each call."""
+    return lambda *shape: rng.standard_normal(shape, dtype=np.float32)
+
+
+@pytest.fixture
+def arrays(draw):
+    """Return a function from a function's name to valid arguments, every buffer passed."""
+
+    def make(function):
+        matrices = {name: draw(ROWS, N) for name in MATRICES[function]}
+        return {**matrices, **{name: draw(N) for name in VECTORS[function]}}
+
+    return make
+
+
+@pytest.fixture
+def snapshot():
+    """Return a function from an array, or another buffer, to all that a call could change in it."""
+
+    def take(array):
+        if isinstance(array, np.ndarray):
+            data = np.asarray(array)
+            return data.shape, data.strides, data.dtype.str, data.tobytes()
+        try:
+            return memoryview(array).tobytes()
+        except TypeError:  # a list, a number, None
+            return repr(array)
+
+    return take
+
+
+@pytest.fixture
+def unchanged(snapshot):
+    """Return a context manager that asserts that the block left these arrays as they were."""
+
+    @contextmanager
+    def watch(*arrays):
+        before = [snapshot(array) for array in arrays]
+        yield
+        assert [snapshot(array) for array in arrays] == before
+
+    return watch
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Return a function that runs code in a fresh interpreter, away from the checkout."""
+    inherited = {name: value for name, value in os.environ.items() if not _configures(name)}
+
+    def run(code, **environment):
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={**inherited, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+def _configures(variable):
+    return variable.startswith(("FASTRMS_", "OMP_", "GOMP_", "PYTHONWARNINGS"))

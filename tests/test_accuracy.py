@@ -1,0 +1,243 @@
+"""Every function against the float64 reference, within the bounds that fastrms.check states.
+
+The oracle is float64: at most 2**-29 ulp of float32 off, which the bounds do not notice.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import fastrms
+from fastrms import reference
+from fastrms.check import (
+    DWEIGHT,
+    DX,
+    FORWARD_ULP,
+    FORWARD_ULP_UNWEIGHTED,
+    dweight_error,
+    dx_error,
+    ulps,
+)
+
+# Every remainder of every vector and unroll length, and the widths of real models.
+SIZES = (*range(1, 68), 127, 128, 129, 513, 576, 1023, 4096, 5125, 65536)
+ROWS = (0, 1, 3, 199)
+LARGEST = 199 * 5125
+GRID = [(rows, n) for n in SIZES for rows in ROWS if rows * n <= LARGEST]
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+SMALLEST = np.float32(2.0**-149)
+DISTRIBUTIONS = {
+    "normal": lambda rng, shape: rng.standard_normal(shape),
+    "constant": lambda rng, shape: np.full(shape, 0.7),
+    "uniform": lambda rng, shape: rng.uniform(0, 1, shape),
+    "cauchy": lambda rng, shape: rng.standard_cauchy(shape),
+    "lognormal": lambda rng, shape: rng.lognormal(0, 3, shape),
+    "outlier": lambda rng, shape: _with_outlier(rng.standard_normal(shape)),
+}
+SCALES = (1e-45, 1e-38, 1e-30, 1e-19, 1.0, 1e19, 1e30, 3e37)
+WEIGHTS = ("none", "weight", "offset")
+
+
+class Case(NamedTuple):
+    """One shape of the grid: the inputs, read-only, and the exact results."""
+
+    x: np.ndarray
+    dy: np.ndarray
+    residual: np.ndarray
+    weight: np.ndarray
+    y: np.ndarray
+    dx: np.ndarray
+    dweight: np.ndarray
+
+
+@pytest.fixture(scope="module", params=GRID, ids="{0[0]}x{0[1]}".format)
+def case(request):
+    """Compute the reference once for each shape; the compiled functions then run many times."""
+    rng = np.random.default_rng(request.param)
+    shape = request.param
+    x, dy, residual = (rng.standard_normal(shape, dtype=np.float32) for _ in range(3))
+    weight = rng.standard_normal(shape[-1:], dtype=np.float32)
+    y = reference.rms_norm(x, weight)
+    dx, dweight = reference.rms_norm_backward(dy, x, weight)
+    case = Case(x, dy, residual, weight, y, dx, dweight)
+    for array in case:
+        array.setflags(write=False)
+    return case
+
+
+def _with_outlier(rows):
+    rows[..., rows.shape[-1] // 2] *= 1e6
+    return rows
+
+
+def _sample(rng, distribution, shape, scale):
+    """Return float32 rows of a distribution, clipped to the finite range, none of them zero."""
+    values = DISTRIBUTIONS[distribution](rng, shape) * scale
+    x = np.clip(values, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
+    # A zero row is no question of accuracy.
+    x[..., 0] = np.maximum(np.abs(x[..., 0]), SMALLEST)
+    return x
+
+
+def _weight(rng, kind, n):
+    """Return weight and weight_offset: those of Llama, of Gemma (weight - 1), or none."""
+    if kind == "none":
+        return None, 0.0
+    return rng.standard_normal(n, dtype=np.float32), float(kind == "offset")
+
+
+def _forward_bound(weight):
+    return FORWARD_ULP_UNWEIGHTED if weight is None else FORWARD_ULP
+
+
+def _assert_backward(dx, dweight, dy, x, weight, eps, weight_offset=0.0):
+    exact_dx, exact_dweight = reference.rms_norm_backward(
+        dy, x, weight, eps, weight_offset=weight_offset
+    )
+    factor = None if weight is None else np.float32(weight_offset) + weight
+    with np.errstate(over="ignore"):  # a true gradient may lie beyond float32: then inf is right
+        assert dx_error(dx, exact_dx, dy, x, factor, eps) <= DX
+        if weight is None:
+            assert dweight is None
+        else:
+            assert dweight_error(dweight, exact_dweight, dy, x, eps) <= DWEIGHT
+
+
+def test_grid_forward(case, isa, threads):
+    assert ulps(fastrms.rms_norm(case.x, case.weight), case.y) <= FORWARD_ULP
+
+
+def test_grid_backward(case, isa, threads):
+    dx, dweight = fastrms.rms_norm_backward(case.dy, case.x, case.weight)
+    assert dx_error(dx, case.dx, case.dy, case.x, case.weight, 1e-5) <= DX
+    assert dweight_error(dweight, case.dweight, case.dy, case.x, 1e-5) <= DWEIGHT
+
+
+def test_grid_add_rms_norm(case, isa, threads):
+    residual = case.residual.copy()
+    y = fastrms.add_rms_norm(case.x, residual, case.weight)
+    stream = np.add(case.residual, case.x)
+    assert residual.tobytes() == stream.tobytes()
+    assert ulps(y, reference.rms_norm(stream, case.weight)) <= FORWARD_ULP
+
+
+def test_grid_residual_add(case, isa, threads):
+    residual = case.residual.copy()
+    fastrms.residual_add(residual, case.x)
+    assert residual.tobytes() == np.add(case.residual, case.x).tobytes()
+
+
+def test_large_forward(rng, threads):
+    """Long rows and many of them, out of every cache: where streaming stores take over."""
+    x = rng.standard_normal((199, 65536), dtype=np.float32)
+    weight = rng.standard_normal(65536, dtype=np.float32)
+    y = fastrms.rms_norm(x, weight)
+    for rows in np.split(np.arange(len(x)), [50, 100, 150]):  # a float64 copy of all is too much
+        assert ulps(y[rows], reference.rms_norm(x[rows], weight)) <= FORWARD_ULP
+
+
+@pytest.mark.parametrize("n", [33, 4099])
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_distributions(isa, rng, distribution, scale, eps, kind, n):
+    x = _sample(rng, distribution, (3, n), scale)
+    dy = rng.standard_normal(x.shape, dtype=np.float32)
+    weight, weight_offset = _weight(rng, kind, n)
+    y = fastrms.rms_norm(x, weight, eps, weight_offset=weight_offset)
+    exact = reference.rms_norm(x, weight, eps, weight_offset=weight_offset)
+    assert ulps(y, exact) <= _forward_bound(weight)
+    dx, dweight = fastrms.rms_norm_backward(dy, x, weight, eps, weight_offset=weight_offset)
+    _assert_backward(dx, dweight, dy, x, weight, eps, weight_offset)
+
+
+@pytest.mark.parametrize("dy_scale", [1e-38, 1.0, 1e37])
+@pytest.mark.parametrize("weight_scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("scale", SCALES)
+def test_scales_of_every_input(isa, rng, scale, weight_scale, dy_scale):
+    """Products such as dy * weight leave float32's range where the result does not."""
+    x = _sample(rng, "normal", (5, 100), scale)
+    dy = _sample(rng, "normal", x.shape, dy_scale)
+    weight = _sample(rng, "normal", x.shape[-1:], weight_scale)
+    with np.errstate(over="ignore"):
+        y = fastrms.rms_norm(x, weight, 0.0)
+        assert ulps(y, reference.rms_norm(x, weight, 0.0)) <= FORWARD_ULP
+    dx, dweight = fastrms.rms_norm_backward(dy, x, weight, 0.0)
+    _assert_backward(dx, dweight, dy, x, weight, 0.0)
+
+
+@pytest.mark.parametrize("outlier", [1e10, 1e30, 3e38])
+@pytest.mark.parametrize("n", [2, 17, 300])
+def test_small_elements_beside_an_outlier(isa, rng, n, outlier):
+    """x / rms is subnormal there, and a large weight brings it back: no bit may be lost."""
+    x = rng.standard_normal((4, n), dtype=np.float32) * np.float32(1e-10)
+    x[:, 0] = outlier
+    weight = np.full(n, 1e30, np.float32)
+    weight[0] = 1
+    assert ulps(fastrms.rms_norm(x, weight), reference.rms_norm(x, weight)) <= FORWARD_ULP
+
+
+@pytest.mark.parametrize("weight_offset", [1.0, 0.1, -3.7, 1e-8])
+def test_weight_that_cancels_its_offset(isa, rng, weight_offset):
+    """weight_offset is a double: rounded to float32 it would lose the sum where weight cancels."""
+    x = rng.standard_normal((3, 64), dtype=np.float32)
+    weight = np.full(64, -weight_offset, np.float32)
+    weight[::2] *= np.float32(1 + 2.0**-20)
+    y = fastrms.rms_norm(x, weight, weight_offset=weight_offset)
+    exact = reference.rms_norm(x, weight, weight_offset=weight_offset)
+    assert ulps(y, exact) <= FORWARD_ULP
+    dy = rng.standard_normal(x.shape, dtype=np.float32)
+    dx, dweight = fastrms.rms_norm_backward(dy, x, weight, weight_offset=weight_offset)
+    _assert_backward(dx, dweight, dy, x, weight, 1e-5, weight_offset)
+
+
+@pytest.mark.parametrize("eps", [1e-30, 1e-12, 1e-5, 0.5, 1e6, 1e30])
+@pytest.mark.parametrize("scale", SCALES)
+def test_eps(isa, rng, scale, eps):
+    x = _sample(rng, "normal", (3, 129), scale)
+    dy = rng.standard_normal(x.shape, dtype=np.float32)
+    weight = rng.standard_normal(129, dtype=np.float32)
+    y = fastrms.rms_norm(x, weight, eps)
+    assert ulps(y, reference.rms_norm(x, weight, eps)) <= FORWARD_ULP
+    dx, dweight = fastrms.rms_norm_backward(dy, x, weight, eps)
+    _assert_backward(dx, dweight, dy, x, weight, eps)
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_accumulate(isa, rng, kind):
+    """The sum is what np.add gives, so the result's bound and one rounding are its bound."""
+    x, dy, skip = (rng.standard_normal((17, 100), dtype=np.float32) for _ in range(3))
+    weight, weight_offset = _weight(rng, kind, 100)
+    options = {"weight": weight, "weight_offset": weight_offset}
+    out = fastrms.rms_norm(x, **options, out=skip.copy(), accumulate=True)
+    y = out.astype(np.float64) - skip
+    exact = reference.rms_norm(x, **options)
+    units = np.spacing(np.abs(exact).astype(np.float32)) * _forward_bound(weight)
+    assert np.all(np.abs(y - exact) <= units + np.spacing(np.abs(out)) / 2)
+    dx, _ = fastrms.rms_norm_backward(dy, x, **options, dx=skip.copy(), accumulate=True)
+    exact_dx, _ = reference.rms_norm_backward(dy, x, **options)
+    bound = DX * np.abs(exact_dx).max(axis=-1, keepdims=True) + np.spacing(np.abs(dx)) / 2
+    assert np.all(np.abs(dx.astype(np.float64) - skip - exact_dx) <= bound)
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0, 0.5, 0.0, 0.1, -1 / 3, 1e30, 1e-30, 1e300])
+@pytest.mark.parametrize("shape", [(1,), (7, 33), (199, 513)])
+def test_residual_add_scale(isa, threads, rng, shape, scale):
+    """The scale is a double, and the float64 sum is rounded once to float32."""
+    residual, x = (rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
+    expected = residual.copy()
+    with np.errstate(over="ignore"):
+        reference.residual_add(expected, x, scale)
+    fastrms.residual_add(residual, x, scale)
+    assert residual.tobytes() == expected.tobytes()
+
+
+def test_residual_add_at_the_ends_of_the_range(isa, rng):
+    residual = np.array([3e38, -3e38, 1e-45, -0.0, 0.0, 3e38, 1e-45], np.float32)
+    x = np.array([3e38, -3e38, -1e-45, -0.0, -0.0, -3e38, 1e-45], np.float32)
+    with np.errstate(over="ignore"):
+        expected = np.add(residual, x)
+    assert fastrms.residual_add(residual, x).tobytes() == expected.tobytes()

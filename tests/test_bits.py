@@ -1,0 +1,238 @@
+"""One row, one answer: results are compared as bytes, never within a tolerance.
+
+A row's result may depend on that row, weight and eps alone: not on the batch, the place in it, the
+threads, the instruction set, the strides, nor on whether the call was fused or in place.
+"""
+
+import numpy as np
+import pytest
+
+import fastrms
+from fastrms import _core
+
+# Vector remainders on both sides, one block, many blocks, more than one thread's worth of work.
+SHAPES = ((1, 1), (3, 7), (5, 64), (17, 65), (199, 129), (40, 4096), (1031, 129))
+# Plain values; the range where squares overflow or vanish, which takes the careful path.
+SCALES = (1e-45, 1.0, 1e38)
+EPS = (0.0, 1e-5)
+
+
+@pytest.fixture(params=SHAPES, ids="{0[0]}x{0[1]}".format)
+def shape(request):
+    return request.param
+
+
+@pytest.fixture(params=SCALES, ids="scale{}".format)
+def scaled(request, draw):
+    """Return a function from a shape to values of one scale, within float32's range."""
+    return lambda *shape: np.clip(draw(*shape), -3, 3) * np.float32(request.param)
+
+
+def _every_result(x, dy, residual, weight, eps):
+    """Return the bytes of everything that every function writes for these inputs."""
+    stream, added = residual.copy(), residual.copy()
+    results = [
+        fastrms.rms_norm(x, None, eps),
+        fastrms.rms_norm(x, weight, eps, weight_offset=1.0),
+        fastrms.add_rms_norm(x, stream, weight, eps),
+        stream,
+        fastrms.residual_add(added, x, 0.3),
+        *fastrms.rms_norm_backward(dy, x, weight, eps),
+        fastrms.rms_norm_backward(dy, x, None, eps)[0],
+    ]
+    return [result.tobytes() for result in results]
+
+
+@pytest.mark.parametrize("eps", EPS)
+def test_instruction_sets_and_threads(restore, shape, scaled, draw, eps):
+    x, residual, dy, weight = scaled(*shape), scaled(*shape), draw(*shape), draw(shape[-1])
+    seen = {}
+    for isa in _core.available_isas():
+        _core.use_isa(isa)
+        for count in (1, 2, 3):
+            fastrms.set_num_threads(count)
+            seen[isa, count] = _every_result(x, dy, residual, weight, eps)
+    first = seen[_core.available_isas()[0], 1]
+    assert [key for key, results in seen.items() if results != first] == []
+
+
+@pytest.mark.parametrize("special", [np.nan, -np.nan, np.inf, -np.inf])
+def test_instruction_sets_on_nan_and_inf(restore, draw, special):
+    """The sign of a NaN is a bit like any other."""
+    x, residual, dy, weight = draw(3, 67), draw(3, 67), draw(3, 67), draw(67)
+    x[1, 5] = residual[2, 40] = dy[0, 66] = special
+    seen = {}
+    for isa in _core.available_isas():
+        _core.use_isa(isa)
+        seen[isa] = _every_result(x, dy, residual, weight, 1e-5)
+    first = seen[_core.available_isas()[0]]
+    assert [key for key, results in seen.items() if results != first] == []
+
+
+def test_batch_and_position(isa, threads, shape, scaled, draw):
+    """Each row alone gives what it gives in the batch, and in the batch turned round."""
+    x, dy, weight = scaled(*shape), draw(*shape), draw(shape[-1])
+    y = fastrms.rms_norm(x, weight)
+    dx, _ = fastrms.rms_norm_backward(dy, x, weight)
+    assert fastrms.rms_norm(x[::-1].copy(), weight)[::-1].tobytes() == y.tobytes()
+    for row in {0, len(x) // 2, len(x) - 1}:
+        assert fastrms.rms_norm(x[row], weight).tobytes() == y[row].tobytes()
+        dx_row, _ = fastrms.rms_norm_backward(dy[row], x[row], weight)
+        assert dx_row.tobytes() == dx[row].tobytes()
+
+
+def test_neighbours_do_not_matter(isa, draw):
+    """A row that takes the careful path leaves the row beside it as it was."""
+    x, dy, weight = draw(9, 100), draw(9, 100), draw(100)
+    y = fastrms.rms_norm(x, weight)
+    dx, _ = fastrms.rms_norm_backward(dy, x, weight)
+    extreme = x.copy()
+    extreme[1::2] *= np.float32(1e37)
+    assert fastrms.rms_norm(extreme, weight)[::2].tobytes() == y[::2].tobytes()
+    changed, _ = fastrms.rms_norm_backward(dy, extreme, weight)
+    assert changed[::2].tobytes() == dx[::2].tobytes()
+
+
+def test_shape_of_the_batch(isa, threads, draw):
+    """Leading axes are only a way to count rows."""
+    x, dy, weight = draw(120, 33), draw(120, 33), draw(33)
+    y = fastrms.rms_norm(x, weight)
+    dx, dweight = fastrms.rms_norm_backward(dy, x, weight)
+    for leading in ((2, 60), (3, 4, 10), (1, 2, 5, 3, 4)):
+        deep = (*leading, 33)
+        assert fastrms.rms_norm(x.reshape(deep), weight).tobytes() == y.tobytes()
+        results = fastrms.rms_norm_backward(dy.reshape(deep), x.reshape(deep), weight)
+        assert [result.tobytes() for result in results] == [dx.tobytes(), dweight.tobytes()]
+
+
+@pytest.mark.parametrize("offset", range(1, 17))
+def test_alignment(isa, draw, offset):
+    """Where a row starts within a vector or a cache line changes no bit."""
+    x, weight = draw(5, 70), draw(70)
+    y = fastrms.rms_norm(x, weight)
+    shifted = np.empty(x.size + offset, np.float32)[offset:].reshape(x.shape)
+    shifted[...] = x
+    out = np.empty(x.size + 17 - offset, np.float32)[17 - offset :].reshape(x.shape)
+    fastrms.rms_norm(shifted, weight, out=out)
+    assert out.tobytes() == y.tobytes()
+
+
+def test_in_place(isa, threads, shape, scaled, draw):
+    x, dy, weight = scaled(*shape), draw(*shape), draw(shape[-1])
+    y = fastrms.rms_norm(x, weight)
+    dx, dweight = fastrms.rms_norm_backward(dy, x, weight)
+    work = x.copy()
+    assert fastrms.rms_norm(work, weight, out=work).tobytes() == y.tobytes()
+    for overwritten in ("dy", "x"):
+        inputs = {"dy": dy.copy(), "x": x.copy()}
+        results = fastrms.rms_norm_backward(**inputs, weight=weight, dx=inputs[overwritten])
+        assert [result.tobytes() for result in results] == [dx.tobytes(), dweight.tobytes()]
+
+
+def test_out_of_place_into_a_buffer(isa, threads, shape, scaled, draw):
+    """A buffer that is passed gets what a new result gets, whatever it held."""
+    x, dy, weight = scaled(*shape), draw(*shape), draw(shape[-1])
+    out = np.full(shape, np.nan, np.float32)
+    assert fastrms.rms_norm(x, weight, out=out).tobytes() == fastrms.rms_norm(x, weight).tobytes()
+    new = fastrms.rms_norm_backward(dy, x, weight)
+    dx, dweight = np.full(shape, np.nan, np.float32), np.full(shape[-1], np.nan, np.float32)
+    fastrms.rms_norm_backward(dy, x, weight, dx=dx, dweight=dweight)
+    assert [dx.tobytes(), dweight.tobytes()] == [result.tobytes() for result in new]
+
+
+@pytest.mark.parametrize("into_x", [False, True])
+def test_fused_is_separate(isa, threads, shape, scaled, draw, into_x):
+    x, residual, weight = scaled(*shape), scaled(*shape), draw(shape[-1])
+    stream = residual.copy()
+    y = fastrms.rms_norm(fastrms.residual_add(stream, x), weight, 1e-6, weight_offset=1.0)
+    fused, out = residual.copy(), x.copy() if into_x else None
+    x = out if into_x else x
+    result = fastrms.add_rms_norm(x, fused, weight, 1e-6, weight_offset=1.0, out=out)
+    assert result.tobytes() == y.tobytes()
+    assert fused.tobytes() == stream.tobytes()
+
+
+def test_residual_add_is_np_add(isa, threads, shape, scaled):
+    residual, x = scaled(*shape), scaled(*shape)
+    with np.errstate(over="ignore"):
+        expected = np.add(residual, x)
+    assert fastrms.residual_add(residual, x).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_accumulate_is_a_separate_add(isa, threads, shape, scaled, draw, weighted):
+    x, dy, skip = scaled(*shape), draw(*shape), draw(*shape)
+    weight = draw(shape[-1]) if weighted else None
+    with np.errstate(over="ignore"):  # a gradient of tiny rows overflows, and so does the sum
+        expected = np.add(skip, fastrms.rms_norm(x, weight))
+        expected_dx = np.add(skip, fastrms.rms_norm_backward(dy, x, weight)[0])
+    out, dx = skip.copy(), skip.copy()
+    fastrms.rms_norm(x, weight, out=out, accumulate=True)
+    assert out.tobytes() == expected.tobytes()
+    fastrms.rms_norm_backward(dy, x, weight, dx=dx, accumulate=True)
+    assert dx.tobytes() == expected_dx.tobytes()
+
+
+@pytest.mark.parametrize("passed", [("dx",), ("dweight",), ("dx", "dweight")], ids="+".join)
+def test_accumulate_into_the_buffers_that_are_passed(isa, threads, shape, draw, passed):
+    """Each buffer alone: the one that is not passed is new, and no sum."""
+    x, dy, weight = draw(*shape), draw(*shape), draw(shape[-1])
+    new = dict(zip(("dx", "dweight"), fastrms.rms_norm_backward(dy, x, weight), strict=True))
+    held = {name: draw(*new[name].shape) for name in passed}
+    expected = {**new, **{name: np.add(held[name], new[name]) for name in passed}}
+    results = fastrms.rms_norm_backward(dy, x, weight, **held, accumulate=True)
+    for result, name in zip(results, ("dx", "dweight"), strict=True):
+        assert result.tobytes() == expected[name].tobytes()
+        assert name not in passed or result is held[name]
+
+
+def test_accumulate_onto_itself(isa, draw):
+    """With out is x, `out += y` is the whole post-norm residual x + norm(x)."""
+    x, weight = draw(17, 100), draw(100)
+    expected = np.add(x, fastrms.rms_norm(x, weight))
+    assert fastrms.rms_norm(x, weight, out=x, accumulate=True).tobytes() == expected.tobytes()
+
+
+def test_dweight_sums_in_a_fixed_order(isa, threads, draw):
+    """Strides and reuse of a buffer change nothing in a sum over many blocks of rows."""
+    x, dy, weight = draw(2053, 65), draw(2053, 65), draw(65)
+    _, dweight = fastrms.rms_norm_backward(dy, x, weight)
+    wide = np.zeros((2, 2053, 130), np.float32)[:, ::-1, ::2]
+    wide[0], wide[1] = x, dy
+    _, strided = fastrms.rms_norm_backward(wide[1], wide[0], weight, dweight=np.ones_like(weight))
+    assert strided.tobytes() == dweight.tobytes()
+
+
+# What a call reads and writes is above 64 MiB, where outputs may bypass the cache: odd and even
+# widths, and rows that begin anywhere within a cache line.
+@pytest.mark.parametrize(
+    ("rows", "n"), [(290_000, 31), (70_001, 128), (1801, 5003), (3, 3_000_001)]
+)
+@pytest.mark.parametrize("start", [0, 1, 16])
+def test_results_larger_than_the_cache(isa, draw, rows, n, start):
+    """They have the bits of the same rows a few at a time, and end where they should."""
+    x, other, weight = draw(rows, n), draw(rows, n), draw(n)
+    memory = np.full(rows * n + 32, 7, np.float32)
+    out, stream = memory[start : start + rows * n].reshape(rows, n), other.copy()
+    few = slice(rows // 3, rows // 3 + max(1, 40_000 // n))
+    margins = memory[:start].tobytes(), memory[start + rows * n :].tobytes()
+    fastrms.rms_norm(x, weight, out=out)
+    assert out[few].tobytes() == fastrms.rms_norm(x[few], weight).tobytes()
+    assert out[-1].tobytes() == fastrms.rms_norm(x[-1], weight).tobytes()
+    fastrms.rms_norm_backward(other, x, weight, dx=out)
+    assert out[few].tobytes() == fastrms.rms_norm_backward(other[few], x[few], weight)[0].tobytes()
+    assert out[0].tobytes() == fastrms.rms_norm_backward(other[0], x[0], weight)[0].tobytes()
+    fastrms.add_rms_norm(x, stream, weight, out=out)
+    assert stream.tobytes() == np.add(other, x).tobytes()
+    assert out[few].tobytes() == fastrms.rms_norm(stream[few], weight).tobytes()
+    assert (memory[:start].tobytes(), memory[start + rows * n :].tobytes()) == margins
+
+
+def test_repeated_calls(threads, draw):
+    """Threads finish in any order; the answer does not."""
+    x, dy, weight = draw(1031, 129), draw(1031, 129), draw(129)
+    results = {
+        b"".join(result.tobytes() for result in fastrms.rms_norm_backward(dy, x, weight))
+        for _ in range(10)
+    }
+    assert len(results) == 1

@@ -1,0 +1,215 @@
+"""Any strides, as inputs and as outputs: the bits of a contiguous call, no stray write."""
+
+import numpy as np
+import pytest
+
+import fastrms
+
+from .signatures import CALLS, FUNCTIONS, MATRICES, OUTPUTS, VECTORS
+
+A, B, N = 3, 4, 17
+SHAPE = (A, B, N)
+FLOAT = np.dtype(np.float32).itemsize
+
+# Layout -> (shape of the memory, the view of it that has shape (A, B, N)).
+WRITABLE = {
+    "contiguous": ((A, B, N), lambda m: m),
+    "every other batch": ((2 * A, B, N), lambda m: m[::2]),
+    "every other row": ((A, 2 * B, N), lambda m: m[:, ::2]),
+    "every other element": ((A, B, 2 * N), lambda m: m[..., ::2]),
+    "every third element": ((A, B, 3 * N), lambda m: m[..., 1::3]),
+    "reversed batches": ((A, B, N), lambda m: m[::-1]),
+    "reversed rows": ((A, B, N), lambda m: m[:, ::-1]),
+    "all rows reversed": ((A, B, N), lambda m: m[::-1, ::-1]),
+    "reversed elements": ((A, B, N), lambda m: m[..., ::-1]),
+    "all reversed": ((A, B, N), lambda m: m[::-1, ::-1, ::-1]),
+    "slice of a fused qkv": ((A, B, 3 * N), lambda m: m[..., N : 2 * N]),
+    "rows that do not collapse": ((A, 2 * B, N), lambda m: m[:, 1 : B + 1]),
+    "a window": ((A + 1, B + 2, N + 3), lambda m: m[1:, 1:-1, 2:-1]),
+    "swapped leading axes": ((B, A, N), lambda m: m.swapaxes(0, 1)),
+    "swapped last axes": ((A, N, B), lambda m: m.swapaxes(1, 2)),
+    "Fortran": ((N, B, A), lambda m: m.T),
+    "one of an axis": ((A, 2, B, N), lambda m: m[:, 1]),
+    "unaligned": ((A * B * N + 1,), lambda m: _at_byte(m, 1)),
+    "at an odd float": ((A * B * N + 3,), lambda m: m[3:].reshape(SHAPE)),
+}
+READABLE = {
+    **WRITABLE,
+    "one row for all": ((N,), lambda m: np.broadcast_to(m, SHAPE)),
+    "one row for each batch": ((A, 1, N), lambda m: np.broadcast_to(m, SHAPE)),
+    "one batch for all": ((1, B, N), lambda m: np.broadcast_to(m, SHAPE)),
+    "one element for each row": ((A, B, 1), lambda m: np.broadcast_to(m, SHAPE)),
+    "one element for all": ((1,), lambda m: np.broadcast_to(m, SHAPE)),
+    "sliding window": (
+        (A * B + N,),
+        lambda m: np.lib.stride_tricks.sliding_window_view(m, N)[: A * B].reshape(SHAPE),
+    ),
+    "unaligned bytes": ((A, B, N), lambda m: np.frombuffer(b"?" + m.tobytes(), "f", offset=1)),
+}
+VECTOR_LAYOUTS = {
+    "every other element": ((2 * N,), lambda m: m[::2]),
+    "reversed": ((N,), lambda m: m[::-1]),
+    "a column": ((N, 3), lambda m: m[:, 1]),
+    "unaligned": ((N + 1,), lambda m: _at_byte(m, 3)[:N]),
+}
+READABLE_VECTORS = {**VECTOR_LAYOUTS, "one element": ((1,), lambda m: np.broadcast_to(m, (N,)))}
+
+
+def _at_byte(memory, start):
+    """Return a view of the floats that begin at a byte where none is aligned."""
+    end = start + (memory.size - 1) * FLOAT
+    floats = memory.reshape(-1).view(np.uint8)[start:end].view(np.float32)
+    return floats.reshape(SHAPE) if floats.size == A * B * N else floats
+
+
+def _shaped(view, shape):
+    return view.reshape(shape) if view.size == np.prod(shape) else view
+
+
+def _place(values, layout):
+    """Return memory and its view with this layout, which holds values if it can be written."""
+    shape, look = layout
+    memory = np.linspace(-2, 2, np.prod(shape), dtype=np.float32).reshape(shape)
+    view = _shaped(look(memory), values.shape)
+    if view.flags.writeable:
+        view[...] = values
+    return memory, view
+
+
+@pytest.fixture
+def contiguous(draw):
+    """Return a function from a function's name to contiguous arguments, every buffer passed."""
+
+    def make(function):
+        matrices = {name: draw(*SHAPE) for name in MATRICES[function]}
+        return {**matrices, **{name: draw(N) for name in VECTORS[function]}}
+
+    return make
+
+
+def _copies(arguments):
+    return {name: np.array(value, order="C") for name, value in arguments.items()}
+
+
+def _run(function, arguments, accumulate):
+    """Call with every buffer passed; the results are in them."""
+    options = {"accumulate": True} if accumulate else {}
+    getattr(fastrms, function)(**arguments, **options)
+
+
+INPUT_CASES = [
+    (f, name, layout)
+    for f in FUNCTIONS
+    for names, layouts in ((MATRICES[f], READABLE), (VECTORS[f], READABLE_VECTORS))
+    for name in names
+    if name not in OUTPUTS[f]
+    for layout in layouts
+]
+OUTPUT_CASES = [
+    (f, accumulate, name, layout)
+    for f, accumulate in CALLS
+    for names, layouts in ((MATRICES[f], WRITABLE), (VECTORS[f], VECTOR_LAYOUTS))
+    for name in names
+    if name in OUTPUTS[f]
+    for layout in layouts
+]
+
+
+def _layout(name, layout):
+    return (READABLE_VECTORS if name in ("weight", "dweight") else READABLE)[layout]
+
+
+@pytest.mark.parametrize(("function", "name", "layout"), INPUT_CASES)
+def test_input(isa, contiguous, unchanged, function, name, layout):
+    arguments = contiguous(function)
+    memory, arguments[name] = _place(arguments[name], _layout(name, layout))
+    expected = _copies(arguments)
+    _run(function, expected, False)
+    with unchanged(memory):
+        _run(function, arguments, False)
+    for output in OUTPUTS[function]:
+        assert arguments[output].tobytes() == expected[output].tobytes()
+
+
+@pytest.mark.parametrize(("function", "accumulate", "name", "layout"), OUTPUT_CASES)
+def test_output(isa, contiguous, function, accumulate, name, layout):
+    """The whole memory is compared: what lies between the elements of the view stays."""
+    arguments = contiguous(function)
+    layout = _layout(name, layout)
+    memory, arguments[name] = _place(arguments[name], layout)
+    expected = _copies(arguments)
+    _run(function, expected, accumulate)
+    expected_memory, _ = memory.copy(), _shaped(layout[1](memory), expected[name].shape)
+    _shaped(layout[1](expected_memory), expected[name].shape)[...] = expected[name]
+    _run(function, arguments, accumulate)
+    assert memory.tobytes() == expected_memory.tobytes()
+    for output in OUTPUTS[function]:
+        assert arguments[output].tobytes() == expected[output].tobytes()
+
+
+@pytest.mark.parametrize(("function", "accumulate"), CALLS)
+@pytest.mark.parametrize("layout", WRITABLE)
+def test_all_arrays_at_once(isa, contiguous, function, accumulate, layout):
+    arguments = contiguous(function)
+    placed = {
+        name: _place(arguments[name], WRITABLE[layout])[1] if name in MATRICES[function] else value
+        for name, value in arguments.items()
+    }
+    expected = _copies(placed)
+    _run(function, expected, accumulate)
+    _run(function, placed, accumulate)
+    assert {name: value.tobytes() for name, value in placed.items()} == {
+        name: value.tobytes() for name, value in expected.items()
+    }
+
+
+@pytest.mark.parametrize("order", ["reversed", "transposed", "every other element"])
+def test_large_strided(isa, threads, draw, order):
+    """Enough work for several threads, in place, where rows are not contiguous."""
+    look = {
+        "reversed": lambda m: m[::-1, :513],
+        "transposed": lambda m: m.T[:, :513],
+        "every other element": lambda m: m[:, :1026:2],
+    }[order]
+    memory, weight = draw(1030, 1030), draw(513)
+    x = look(memory)
+    y = fastrms.rms_norm(x.copy(), weight)
+    fastrms.rms_norm(x, weight, out=x)
+    assert x.tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize("layout", WRITABLE)
+@pytest.mark.parametrize(
+    ("function", "output", "source"),
+    [
+        ("rms_norm", "out", "x"),
+        ("rms_norm_backward", "dx", "dy"),
+        ("rms_norm_backward", "dx", "x"),
+        ("add_rms_norm", "out", "x"),
+        ("residual_add", "residual", "x"),
+        ("add_rms_norm", "residual", "x"),
+    ],
+)
+def test_exact_aliasing(isa, contiguous, function, output, source, layout):
+    """One object, or a second view of the same elements, as input and output: in place."""
+    for second in (lambda view: view, lambda view: view[:]):
+        arguments = contiguous(function)
+        memory, view = _place(arguments[source], WRITABLE[layout])
+        arguments[source], arguments[output] = view, second(view)
+        expected = _copies(arguments)
+        _run(function, expected, False)
+        expected_memory = memory.copy()
+        _shaped(WRITABLE[layout][1](expected_memory), SHAPE)[...] = expected[output]
+        _run(function, arguments, False)
+        assert memory.tobytes() == expected_memory.tobytes()
+
+
+@pytest.mark.parametrize("source", ["dy", "x"])
+def test_dx_accumulates_onto_its_own_input(isa, contiguous, source):
+    arguments = contiguous("rms_norm_backward")
+    arguments["dx"] = arguments[source]
+    expected = _copies(arguments)
+    _run("rms_norm_backward", expected, True)
+    _run("rms_norm_backward", arguments, True)
+    assert arguments["dx"].tobytes() == expected["dx"].tobytes()
+    assert arguments["dweight"].tobytes() == expected["dweight"].tobytes()

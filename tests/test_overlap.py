@@ -1,0 +1,202 @@
+"""Memory that is shared in part: what copies would have given; between outputs, a refusal."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import fastrms
+
+from .signatures import CALLS, FUNCTIONS, MATRICES, OUTPUTS, VECTORS
+
+N = 19
+MEMORY = (N + 2) * (N + 2)
+
+
+def _square(memory):
+    return memory.reshape(N + 2, N + 2)
+
+
+def _flat(memory, start, *shape):
+    return memory[start : start + np.prod(shape)].reshape(shape)
+
+
+# Two (N, N) views of one memory.
+TWO_MATRICES = {
+    "the same": lambda m: (_flat(m, 0, N, N), _flat(m, 0, N, N)),
+    "an element later": lambda m: (_flat(m, 0, N, N), _flat(m, 1, N, N)),
+    "an element earlier": lambda m: (_flat(m, 1, N, N), _flat(m, 0, N, N)),
+    "a row later": lambda m: (_flat(m, 0, N, N), _flat(m, N, N, N)),
+    "a row earlier": lambda m: (_flat(m, N, N, N), _flat(m, 0, N, N)),
+    "part of a row later": lambda m: (_flat(m, 0, N, N), _flat(m, N + 3, N, N)),
+    "shifted columns": lambda m: (_square(m)[:N, :N], _square(m)[:N, 1 : N + 1]),
+    "columns shifted back": lambda m: (_square(m)[:N, 2:], _square(m)[:N, :N]),
+    "diagonal": lambda m: (_square(m)[:N, :N], _square(m)[2:, 2:]),
+    "reversed rows": lambda m: (_square(m)[:N, :N], _square(m)[:N, :N][::-1]),
+    "reversed elements": lambda m: (_square(m)[:N, :N], _square(m)[:N, :N][:, ::-1]),
+    "transposed": lambda m: (_square(m)[:N, :N], _square(m)[:N, :N].T),
+}
+# One row of the second stands for every row of the first, which is only read.
+BROADCAST = {
+    "its first row": lambda m: (np.broadcast_to(_flat(m, 0, N, N)[0], (N, N)), _flat(m, 0, N, N)),
+    "its last row": lambda m: (np.broadcast_to(_flat(m, 0, N, N)[-1], (N, N)), _flat(m, 0, N, N)),
+}
+# An (N, N) and an (N,) view of one memory.
+MATRIX_AND_VECTOR = {
+    "first row": lambda m: (_flat(m, 0, N, N), _flat(m, 0, N)),
+    "last row": lambda m: (_flat(m, 0, N, N), _flat(m, N * (N - 1), N)),
+    "across two rows": lambda m: (_flat(m, 0, N, N), _flat(m, N * 5 + 7, N)),
+    "beyond the end": lambda m: (_flat(m, 0, N, N), _flat(m, N * N - 1, N)),
+    "before the start": lambda m: (_flat(m, N - 1, N, N), _flat(m, 0, N)),
+    "a column": lambda m: (_flat(m, 0, N, N), _flat(m, 0, N, N)[:, 3]),
+    "the diagonal": lambda m: (_flat(m, 0, N, N), m[: N * N : N + 1]),
+    "reversed row": lambda m: (_flat(m, 0, N, N), _flat(m, 0, N)[::-1]),
+}
+TWO_VECTORS = {
+    "the same": lambda m: (_flat(m, 0, N), _flat(m, 0, N)),
+    "an element later": lambda m: (_flat(m, 0, N), _flat(m, 1, N)),
+    "an element earlier": lambda m: (_flat(m, 1, N), _flat(m, 0, N)),
+    "reversed": lambda m: (_flat(m, 0, N), _flat(m, 0, N)[::-1]),
+}
+
+
+def _pairs(function, first_is_output):
+    """Return the pairs of array arguments: (input, output), or (output, output)."""
+    names, outputs = MATRICES[function] + VECTORS[function], OUTPUTS[function]
+    if first_is_output:
+        return list(itertools.combinations(outputs, 2))
+    return [(i, o) for i in names for o in outputs if i not in outputs]
+
+
+def _overlaps(first, second):
+    """Return the ways in which two arguments can overlap, and whether they come turned round."""
+    vectors = ("weight", "dweight")
+    if first in vectors and second in vectors:
+        return TWO_VECTORS, False
+    if first in vectors:
+        return MATRIX_AND_VECTOR, True
+    if second in vectors:
+        return MATRIX_AND_VECTOR, False
+    return TWO_MATRICES, False
+
+
+def _views(first, second, how, memory):
+    overlaps, turned = _overlaps(first, second)
+    views = {**overlaps, **BROADCAST}[how](memory)
+    return views[::-1] if turned else views
+
+
+def _cases(function, outputs_only):
+    return [
+        (function, first, second, how)
+        for first, second in _pairs(function, outputs_only)
+        for how in _ways(first, second, outputs_only)
+    ]
+
+
+def _ways(first, second, outputs_only):
+    overlaps, _ = _overlaps(first, second)
+    return (*overlaps, *(BROADCAST if overlaps is TWO_MATRICES and not outputs_only else ()))
+
+
+INPUT_AND_OUTPUT = [(*case, accumulate) for f, accumulate in CALLS for case in _cases(f, False)]
+TWO_OUTPUTS = [case for f in FUNCTIONS for case in _cases(f, True)]
+
+
+@pytest.fixture
+def separate(draw):
+    """Return a function from a function's name to arguments that share nothing."""
+
+    def make(function):
+        matrices = {name: draw(N, N) for name in MATRICES[function]}
+        return {**matrices, **{name: draw(N) for name in VECTORS[function]}}
+
+    return make
+
+
+def _copies(arguments):
+    return {name: np.array(value, order="C") for name, value in arguments.items()}
+
+
+def _call(function, arguments, accumulate):
+    options = {"accumulate": True} if accumulate else {}
+    getattr(fastrms, function)(**arguments, **options)
+
+
+@pytest.mark.parametrize(("function", "source", "output", "how", "accumulate"), INPUT_AND_OUTPUT)
+def test_input_and_output(isa, draw, separate, function, source, output, how, accumulate):
+    """The whole shared memory is compared with what a call on copies, written back, leaves."""
+    memory = draw(MEMORY)
+    arguments = separate(function)
+    arguments[source], arguments[output] = _views(source, output, how, memory)
+    expected = _copies(arguments)
+    _call(function, expected, accumulate)
+    expected_memory = memory.copy()
+    _views(source, output, how, expected_memory)[1][...] = expected[output]
+    _call(function, arguments, accumulate)
+    assert memory.tobytes() == expected_memory.tobytes()
+    for name in OUTPUTS[function]:
+        assert arguments[name].tobytes() == expected[name].tobytes()
+
+
+@pytest.mark.parametrize(("function", "first", "second", "how"), TWO_OUTPUTS)
+def test_two_outputs(draw, separate, unchanged, function, first, second, how):
+    memory = draw(MEMORY)
+    arguments = separate(function)
+    arguments[first], arguments[second] = _views(first, second, how, memory)
+    named = rf"(?=.*\b{first}\b)(?=.*\b{second}\b)"
+    with unchanged(memory, *arguments.values()), pytest.raises(ValueError, match=named):
+        getattr(fastrms, function)(**arguments)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda m: (m[:N, : 2 * N : 2], m[:N, 1 : 2 * N : 2]),
+        lambda m: (m[: 2 * N : 2, :N], m[1 : 2 * N : 2, :N]),
+        lambda m: (m[:N, :N], m[:N, N : 2 * N]),
+        lambda m: (m[:N, :N], m[N : 2 * N, :N]),
+    ],
+    ids=["columns", "rows", "side by side", "one below the other"],
+)
+@pytest.mark.parametrize(
+    ("function", "first", "second"),
+    [
+        ("add_rms_norm", "out", "residual"),
+        ("rms_norm", "out", "x"),
+        ("rms_norm_backward", "dx", "x"),
+        ("residual_add", "residual", "x"),
+    ],
+)
+def test_interleaved_but_disjoint(isa, draw, separate, function, first, second, look):
+    """Their ranges of addresses overlap, their elements do not: no refusal, no stray write."""
+    memory = draw(2 * N, 2 * N)
+    arguments = separate(function)
+    arguments[first], arguments[second] = look(memory)
+    expected = _copies(arguments)
+    _call(function, expected, False)
+    expected_memory = memory.copy()
+    for view, name in zip(look(expected_memory), (first, second), strict=True):
+        view[...] = expected[name]
+    _call(function, arguments, False)
+    assert memory.tobytes() == expected_memory.tobytes()
+
+
+def test_dx_and_dweight_interleaved(isa, draw):
+    """Two outputs in one memory: dweight is a column that dx leaves out."""
+    memory, x, dy, weight = draw(N, N + 1), draw(N, N), draw(N, N), draw(N)
+    dx, dweight = fastrms.rms_norm_backward(dy, x, weight)
+    expected = np.hstack([dx, dweight[:, None]])
+    fastrms.rms_norm_backward(dy, x, weight, dx=memory[:, :N], dweight=memory[:, N])
+    assert memory.tobytes() == expected.tobytes()
+
+
+def test_overlap_between_threads(isa, threads, draw):
+    """Where several threads share the rows, one must not read what another has written."""
+    rows, n, shift = 1024, 512, 3
+    memory, weight = draw((rows + shift) * n), draw(n)
+    x = memory[: rows * n].reshape(rows, n)
+    out = memory[shift * n :].reshape(rows, n)
+    y = fastrms.rms_norm(x.copy(), weight)
+    assert fastrms.rms_norm(x, weight, out=out) is out
+    assert out.tobytes() == y.tobytes()

@@ -1,0 +1,150 @@
+"""The whole float32 range, exponent by exponent, and inputs made to cancel: the same bounds.
+
+Where a kernel changes its way of computing, at whatever size, a sweep over every exponent crosses
+the border; and what a float32 intermediate would lose, some pair of scales shows.
+"""
+
+import numpy as np
+import pytest
+
+import fastrms
+from fastrms import reference
+from fastrms.check import DWEIGHT, DX, FORWARD_ULP, dweight_error, dx_error, ulps
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+SMALLEST = np.float32(2.0**-149)
+EXPONENTS = np.arange(-149, 128)
+WIDTHS = (1, 16, 67, 300)
+
+
+def _clip(values):
+    """Round to float32, within its finite range."""
+    return np.clip(values, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
+
+
+@pytest.fixture
+def sweep(rng):
+    """Return a function from n to one row for each exponent of float32, none of them zero."""
+
+    def rows(n):
+        values = _clip(np.ldexp(rng.standard_normal((len(EXPONENTS), n)), EXPONENTS[:, None]))
+        values[:, 0] = np.maximum(np.abs(values[:, 0]), SMALLEST)
+        return values
+
+    return rows
+
+
+@pytest.fixture
+def wild(rng):
+    """Return a function to values whose exponents are uniform, so that each row spans many."""
+
+    def values(shape, low, high):
+        magnitude = np.exp2(rng.uniform(low, high, shape))
+        return _clip(np.maximum(magnitude, float(SMALLEST)) * rng.choice([-1, 1], shape))
+
+    return values
+
+
+def _assert_forward(x, weight, eps, weight_offset=0.0):
+    with np.errstate(over="ignore"):  # a true result beyond float32 is Inf in both
+        y = fastrms.rms_norm(x, weight, eps, weight_offset=weight_offset)
+        exact = reference.rms_norm(x, weight, eps, weight_offset=weight_offset)
+        assert ulps(y, exact) <= FORWARD_ULP
+
+
+def _assert_backward(dy, x, weight, eps):
+    with np.errstate(over="ignore"):
+        dx, dweight = fastrms.rms_norm_backward(dy, x, weight, eps)
+        exact_dx, exact_dweight = reference.rms_norm_backward(dy, x, weight, eps)
+        assert dx_error(dx, exact_dx, dy, x, weight, eps) <= DX
+        if weight is not None:
+            assert dweight_error(dweight, exact_dweight, dy, x, eps) <= DWEIGHT
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+@pytest.mark.parametrize("eps", [0.0, 1e-30, 1e-5])
+def test_every_exponent_of_x(isa, rng, sweep, eps, n):
+    x, weight = sweep(n), rng.standard_normal(n, dtype=np.float32)
+    dy = rng.standard_normal(x.shape, dtype=np.float32)
+    _assert_forward(x, weight, eps, weight_offset=1.0)
+    _assert_backward(dy, x, None, eps)
+    for row in range(len(x)):  # one by one, for a sum of rows has the scale of its largest
+        _assert_backward(dy[row], x[row], weight, eps)
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_every_exponent_of_dy(isa, rng, sweep, n):
+    dy, weight = sweep(n), rng.standard_normal(n, dtype=np.float32)
+    x = rng.standard_normal(dy.shape, dtype=np.float32)
+    for row in range(len(dy)):
+        _assert_backward(dy[row], x[row], weight, 1e-5)
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_every_exponent_of_weight(isa, rng, sweep, n):
+    x, dy = (rng.standard_normal((3, n), dtype=np.float32) for _ in range(2))
+    for weight in sweep(n):
+        _assert_forward(x, weight, 1e-5)
+        _assert_backward(dy, x, weight, 1e-5)
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_every_exponent_of_eps(isa, rng, n):
+    """From where eps is lost beside the mean square to where it is all there is."""
+    x, dy = (rng.standard_normal((3, n), dtype=np.float32) for _ in range(2))
+    weight = rng.standard_normal(n, dtype=np.float32)
+    for exponent in range(-150, 150, 3):
+        _assert_forward(x, weight, 2.0**exponent)
+        _assert_backward(dy, x, weight, 2.0**exponent)
+
+
+SPANS = {"small": (-149, -60), "medium": (-30, 30), "large": (60, 128), "all": (-149, 128)}
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+@pytest.mark.parametrize("of_weight", SPANS)
+@pytest.mark.parametrize("of_x", SPANS)
+def test_wild_rows(isa, wild, of_x, of_weight, eps):
+    """A normalised element may be subnormal, and a large weight bring it back: no bit is lost."""
+    _assert_forward(wild((40, 37), *SPANS[of_x]), wild((37,), *SPANS[of_weight]), eps)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+@pytest.mark.parametrize("of_weight", SPANS)
+@pytest.mark.parametrize("of_dy", SPANS)
+@pytest.mark.parametrize("of_x", SPANS)
+def test_wild_rows_backward(isa, wild, of_x, of_dy, of_weight, eps):
+    x, dy = wild((40, 37), *SPANS[of_x]), wild((40, 37), *SPANS[of_dy])
+    _assert_backward(dy, x, wild((37,), *SPANS[of_weight]), eps)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("closeness", [0.0, *(10.0**-k for k in range(1, 9))])
+@pytest.mark.parametrize("n", [2, 64, 1000])
+def test_dx_that_cancels(isa, rng, n, closeness, weighted):
+    """dy along x leaves almost nothing of dx; the bound is a fraction of what is left."""
+    x = rng.standard_normal((9, n), dtype=np.float32)
+    weight = rng.uniform(0.5, 2, n).astype(np.float32) if weighted else None
+    along = x if weight is None else x / weight
+    dy = (along + closeness * rng.standard_normal(x.shape)).astype(np.float32)
+    for eps in (0.0, 1e-5):
+        _assert_backward(dy, x, weight, eps)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-40, 1e-36, 1.0, 1e36])
+@pytest.mark.parametrize("rows", [7, 199, 2053])
+def test_dweight_of_many_rows(isa, rng, rows, scale):
+    """Terms that are subnormal, or near the end of the range, one by one, and not in their sum."""
+    x = rng.standard_normal((rows, 33), dtype=np.float32)
+    dy = _clip(rng.standard_normal(x.shape) * scale)
+    _assert_backward(dy, x, np.ones(33, np.float32), 1e-5)
+
+
+@pytest.mark.parametrize("rows", [8, 200, 2048])
+def test_dweight_that_cancels(isa, rng, rows):
+    """Every row and its opposite: nothing is left, to within the bound on the terms."""
+    x = rng.standard_normal((rows, 33), dtype=np.float32)
+    dy = rng.standard_normal(x.shape, dtype=np.float32)
+    x[1::2], dy[1::2] = x[::2], -dy[::2]
+    _assert_backward(rng.permutation(dy), x, np.ones(33, np.float32), 1e-5)
+    _assert_backward(dy, x, np.ones(33, np.float32), 1e-5)

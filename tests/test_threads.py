@@ -1,0 +1,266 @@
+"""Threads, processes and the settings that come from outside; the extension that must be there."""
+
+import importlib.machinery
+import json
+import shutil
+import sys
+import threading
+import types
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+import fastrms
+from fastrms import _core
+
+from .signatures import FUNCTIONS
+
+LARGE = (2048, 2048)
+needs_openmp = pytest.mark.skipif(
+    not _core.build_info()["openmp"], reason="built without OpenMP: every call is serial"
+)
+
+
+def _everything(x, dy, weight):
+    """Return the bytes of a forward and a backward call."""
+    results = fastrms.rms_norm(x, weight), *fastrms.rms_norm_backward(dy, x, weight)
+    return b"".join(result.tobytes() for result in results)
+
+
+# The compiled kernels, and no silent substitute.
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, "set_num_threads", "get_num_threads"])
+def test_functions_are_compiled(name):
+    function = getattr(fastrms, name)
+    assert not isinstance(function, types.FunctionType)
+    assert function.__module__ == "fastrms._core"
+    assert function is getattr(_core, name)
+
+
+def test_extension_is_a_shared_object():
+    suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    assert _core.__file__.endswith(suffixes)
+
+
+def test_import_fails_without_the_extension(python, tmp_path):
+    package = Path(fastrms.__file__).parent
+    shutil.copytree(package, tmp_path / "fastrms", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
+    result = python("import fastrms")
+    assert result.returncode == 1
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith(("ImportError", "ModuleNotFoundError"))
+    assert "compiled extension" in message
+    assert "circular" not in message
+
+
+# FASTRMS_ISA and the switch.
+
+
+@pytest.mark.parametrize("name", _core.available_isas())
+def test_isa_from_the_environment(python, name):
+    result = python("import fastrms._core as c; print(c.current())", FASTRMS_ISA=name)
+    assert result.stdout.strip() == name
+
+
+def test_fastest_isa_by_default(python):
+    result = python("import fastrms._core as c; print(c.current())")
+    assert result.stdout.strip() == _core.available_isas()[-1]
+
+
+def test_baseline_is_always_there():
+    assert "baseline" in _core.available_isas()
+
+
+def test_unknown_isa_from_the_environment(python):
+    result = python("import fastrms", FASTRMS_ISA="sse9")
+    assert result.returncode == 1
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("ImportError: FASTRMS_ISA")
+    assert all(word in message for word in ("sse9", *_core.available_isas()))
+
+
+@pytest.mark.parametrize("name", ["sse9", "", "V3", "baseline "])
+def test_switch_to_an_unknown_isa(restore, name):
+    before = _core.current()
+    with pytest.raises(ImportError, match=", ".join(_core.available_isas())):
+        _core.use_isa(name)
+    assert _core.current() == before
+
+
+# How many threads.
+
+
+@needs_openmp
+@pytest.mark.parametrize("count", [1, 2, 3, 17])
+def test_set_and_get(restore, count):
+    assert fastrms.set_num_threads(count) is None
+    assert fastrms.get_num_threads() == count
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [(0, ValueError), (-1, ValueError), (10**30, ValueError)]
+    + [(bad, TypeError) for bad in (1.0, "2", None, [1], np.float32(2))],
+)
+def test_bad_number_of_threads(restore, bad, error):
+    before = fastrms.get_num_threads()
+    with pytest.raises(error, match=r"\bn\b"):
+        fastrms.set_num_threads(bad)
+    assert fastrms.get_num_threads() == before
+
+
+@needs_openmp
+def test_number_of_any_integer_type(restore):
+    fastrms.set_num_threads(np.int64(2))
+    assert fastrms.get_num_threads() == 2
+
+
+COUNT = "import fastrms; print(fastrms.get_num_threads())"
+
+
+@needs_openmp
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"OMP_NUM_THREADS": "1"}, 1),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"FASTRMS_NUM_THREADS": "3"}, 3),
+        ({"FASTRMS_NUM_THREADS": "1", "OMP_NUM_THREADS": "3"}, 1),
+        ({"FASTRMS_NUM_THREADS": "3", "OMP_NUM_THREADS": "1"}, 3),
+    ],
+)
+def test_threads_from_the_environment(python, environment, expected):
+    assert python(COUNT, **environment).stdout.strip() == str(expected)
+
+
+@pytest.mark.parametrize("bad", ["0", "-2", "many", "1.5"])
+def test_bad_threads_from_the_environment(python, bad):
+    result = python("import fastrms", FASTRMS_NUM_THREADS=bad)
+    assert result.returncode == 1
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("ImportError: FASTRMS_NUM_THREADS")
+    assert bad in message
+
+
+@needs_openmp
+def test_threadpoolctl_limits(restore, draw):
+    fastrms.set_num_threads(3)
+    x, dy, weight = draw(500, 513), draw(500, 513), draw(513)
+    free = _everything(x, dy, weight)
+    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+        assert fastrms.get_num_threads() == 1
+        assert _everything(x, dy, weight) == free
+    assert fastrms.get_num_threads() == 3
+
+
+# Processes and threads of the caller.
+
+FORK = """
+import os, signal, sys
+import numpy as np
+import fastrms
+x = np.random.default_rng(0).standard_normal({shape}, dtype=np.float32)
+fastrms.set_num_threads(3)
+before = fastrms.rms_norm(x)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)  # a pool that did not survive the fork hangs for ever
+    fastrms.set_num_threads(3)
+    dx, dweight = fastrms.rms_norm_backward(x, x, x[0])
+    os._exit(0 if fastrms.rms_norm(x).tobytes() == before.tobytes() else 1)
+_, status = os.waitpid(child, 0)
+after = fastrms.rms_norm(x)  # the parent's pool is its own still
+sys.exit(status != 0 or after.tobytes() != before.tobytes() or fastrms.get_num_threads() != 3)
+"""
+
+
+@needs_openmp
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
+def test_forked_child(python):
+    result = python(FORK.format(shape=LARGE))
+    assert result.returncode == 0, result.stderr
+
+
+def test_calls_from_two_threads(threads, draw):
+    """Calls that write different memory do not disturb each other, whatever they read."""
+    x, weight = draw(500, 513), draw(513)
+    gradients = [draw(500, 513) for _ in range(4)]
+    alone = [_everything(x, dy, weight) for dy in gradients]
+    with ThreadPoolExecutor(len(gradients)) as pool:
+        for _ in range(5):
+            together = pool.map(lambda dy: _everything(x, dy, weight), gradients)
+            assert list(together) == alone
+
+
+@pytest.fixture
+def no_forced_switch():
+    """Let a thread lose the GIL only where it gives it up itself."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_gil_is_released(no_forced_switch, restore, draw, function):
+    """Another Python thread makes progress while one large call runs."""
+    fastrms.set_num_threads(1)
+    arrays = [draw(*LARGE) for _ in range(1 if function == "rms_norm" else 2)]
+    ticks, done = [0], threading.Event()
+
+    def count():
+        while not done.wait(1e-4):
+            ticks[0] += 1
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    try:
+        call = getattr(fastrms, function)
+        before = ticks[0]
+        for _ in range(5):
+            call(*arrays)
+        after = ticks[0]
+    finally:
+        done.set()
+        counter.join()
+    assert after > before
+
+
+# What it says of itself.
+
+
+def test_show_config_prints(capsys):
+    assert fastrms.show_config() is None
+    printed = capsys.readouterr().out
+    assert fastrms.__version__ in printed
+    assert _core.current() in printed
+    assert fastrms.show_config("stdout") is None
+    assert capsys.readouterr().out == printed
+
+
+def test_show_config_dicts(capsys, isa, threads):
+    config = fastrms.show_config(mode="dicts")
+    assert capsys.readouterr().out == ""
+    assert json.loads(json.dumps(config)) == config
+    values = [value for section in config.values() for value in section.values()]
+    for value in (fastrms.__version__, np.__version__, isa, fastrms.get_num_threads()):
+        assert value in values
+
+
+@pytest.mark.parametrize("bad", ["json", "", None, 1])
+def test_show_config_bad_mode(capsys, bad):
+    with pytest.raises(ValueError, match="mode"):
+        fastrms.show_config(bad)
+    assert capsys.readouterr().out == ""
+
+
+def test_public_names():
+    for name in fastrms.__all__:
+        assert hasattr(fastrms, name)
+    assert {*FUNCTIONS, "set_num_threads", "get_num_threads", "show_config", "reference"} <= set(
+        fastrms.__all__
+    )
