@@ -3,6 +3,7 @@
 FASTRMS_DEBUG=1 builds with bounds checks: undefined behaviour then stops the process.
 """
 
+import glob
 import os
 import platform
 import re
@@ -49,7 +50,7 @@ def extension(name, **more):
     return Extension(
         f"fastrms.{name}",
         [f"src/{name}.pyx"],
-        depends=["src/kernels.pxd", "src/machine.h"],
+        depends=[*glob.glob("src/*.p*"), "src/machine.h"],
         include_dirs=["src"],
         **more,
     )

@@ -58,7 +58,8 @@ def dx_error(dx, exact, dy, x, weight, eps):
         rounding = 2.0**-149
         error = np.abs(dx.astype(np.float64) - exact) - noise - rounding
     same = (dx == exact.astype(np.float32)) | (np.isnan(dx) & np.isnan(exact))
-    return float((np.where(same, 0.0, error) / np.maximum(largest, 2.0**-126)).max(initial=0.0))
+    share = error / np.maximum(largest, 2.0**-126)
+    return float(np.where(same, 0.0, share).max(initial=0.0))
 
 
 def dweight_error(dweight, exact, dy, x, eps):
@@ -69,7 +70,8 @@ def dweight_error(dweight, exact, dy, x, eps):
         rounding = 2.0**-24 * np.abs(exact) + 2.0**-149
         error = np.abs(dweight.astype(np.float64) - exact) - rounding
     same = (dweight == exact.astype(np.float32)) | (np.isnan(dweight) & np.isnan(exact))
-    return float((np.where(same, 0.0, error) / np.maximum(size, 2.0**-126)).max(initial=0.0))
+    share = error / np.maximum(size, 2.0**-126)
+    return float(np.where(same, 0.0, share).max(initial=0.0))
 
 
 def run(stream=None):

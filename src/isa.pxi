@@ -37,7 +37,7 @@ def use_isa(isa):
             why = "was not compiled into this build"
         else:
             why = "does not run on this CPU"
-        raise ImportError(f"FASTRMS_ISA={isa!s} {why}; choose one of: {', '.join(available)}")
+        raise ImportError(f"FASTRMS_ISA: {isa!s} {why}; choose one of: {', '.join(available)}")
     module = import_module(f"fastrms.{ISA_MODULES[isa]}")
     kernels = <const Table*>PyCapsule_GetPointer(module.table, "fastrms.kernels")
     current_isa = isa

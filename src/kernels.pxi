@@ -17,6 +17,7 @@ cdef extern from "machine.h" nogil:
     int float_bits(float value)
     float bits_float(int bits)
     void prefetch(const float* address)
+    void prefetch_write(const float* address)
     void stream(float* line, const float* values)
     void stream_fence()
     long floats_to_line(const float* address)
@@ -27,9 +28,13 @@ cdef enum:
 # Below this mean square a float32 sum of squares may have lost bits to underflow: each square is
 # off by at most 2**-150, so at 2**-100 the mean is still right to 2**-50.
 cdef double TRUSTED = 2.0 ** -100
-# Below this sum of squares x / rms may be subnormal under a large eps: a weight would then scale up
-# the bits that it lost.
-cdef double FAINT = 2.0 ** -180
+# x / rms may be subnormal, for an element far below its row's rms or under a large eps. A weight
+# above 4 would then scale up the bits that it lost, so 1 / rms is lifted by 2**63 before the
+# products and the result lowered after them. Above 2**44 a weight could overflow on the way.
+cdef float PLAIN_WEIGHT = 4.0
+cdef float LIFTED_WEIGHT = 2.0 ** 44
+cdef float LIFT = 2.0 ** 63
+cdef float LOWER = 2.0 ** -63
 # Rows with 1 / rms outside these bounds, or a gradient's squares outside theirs, go by float64:
 # inside, no product in float32 can overflow or lose bits that count.
 cdef double SMALL_INV = 2.0 ** -40
@@ -150,56 +155,114 @@ cdef inline double inverse_rms(double squares, const float* x, const Job* job) n
 
 # ---- forward ----------------------------------------------------------------------------------
 
+cdef enum Path:
+    UNWEIGHTED
+    PLAIN       # every |weight| is at most 4
+    LIFTED      # at most 2**44
+    WIDE        # larger; or there is a weight_offset: by float64
+
+
+cdef inline int finite_size(float value) noexcept nogil:
+    """The bits of |value|; 0 for an Inf or NaN, which no path can spoil."""
+    cdef int bits = float_bits(value) & 0x7fffffff
+    return bits if bits < 0x7f800000 else 0
+
+
+cdef inline Path choose_path(const float* weight, double weight_offset,
+                             Py_ssize_t n) noexcept nogil:
+    """How this weight is to be multiplied, for a whole job. weight (n,) IN, or NULL."""
+    cdef int[16] peak
+    cdef int bits, highest = 0
+    cdef Py_ssize_t i, k
+    if weight == NULL:
+        return UNWEIGHTED
+    if weight_offset != 0:
+        return WIDE
+    memset(peak, 0, sizeof(peak))
+    for i in range(0, n - 15, 16):
+        for k in range(LANES):
+            bits = finite_size(weight[i + k])
+            peak[k] = bits if bits > peak[k] else peak[k]
+    for i in range(n - n % 16, n):
+        bits = finite_size(weight[i])
+        highest = bits if bits > highest else highest
+    for k in range(LANES):
+        highest = peak[k] if peak[k] > highest else highest
+    if highest <= float_bits(PLAIN_WEIGHT):
+        return PLAIN
+    return LIFTED if highest <= float_bits(LIFTED_WEIGHT) else WIDE
+
+
+cdef inline float scaled(const float* x, const float* weight, float inv_rms, Py_ssize_t i,
+                         Path path) noexcept nogil:
+    """One element of y in float32: 1 u for inv_rms, 1 u a product. A lift changes no bits."""
+    cdef float value = x[i] * inv_rms
+    if path != UNWEIGHTED:
+        value = value * weight[i]
+    if path == LIFTED:
+        value = value * LOWER
+    return value
+
+
 cdef inline void scale(float* restrict y, const float* restrict x, const float* restrict weight,
-                       float inv_rms, Py_ssize_t n, bint weighted,
-                       bint accumulate) noexcept nogil:
+                       float inv_rms, Py_ssize_t n, Path path, bint accumulate) noexcept nogil:
     cdef Py_ssize_t i
-    cdef float value
     for i in range(n):
-        value = x[i] * inv_rms
-        if weighted:
-            value = value * weight[i]
         if accumulate:
-            value = y[i] + value
-        y[i] = value
+            y[i] = y[i] + scaled(x, weight, inv_rms, i, path)
+        else:
+            y[i] = scaled(x, weight, inv_rms, i, path)
+
+
+cdef inline void scale_lines(float* restrict y, const float* restrict x,
+                             const float* restrict weight, float inv_rms, Py_ssize_t n,
+                             Path path) noexcept nogil:
+    """scale, but each line of y is asked for 512 bytes before it is written. n % 16 == 0."""
+    cdef Py_ssize_t i, k
+    for i in range(0, n - 15, 16):
+        prefetch_write(y + i + 128)
+        for k in range(16):
+            y[i + k] = scaled(x, weight, inv_rms, i + k, path)
+
+
+cdef inline void stream_lines(float* restrict y, const float* restrict x,
+                              const float* restrict weight, float inv_rms, Py_ssize_t n,
+                              const float* ahead, Path path) noexcept nogil:
+    """scale for a y that outgrows the cache: its lines are not read before they are written, and
+    the row `ahead` is fetched meanwhile. y is on a cache line, n % 16 == 0.
+
+    Of np.copyto's speed at 4096 x 4096: 0.78 as scale, 0.99 streamed, 1.33 with the fetch. In cache
+    it is half as fast as scale, so the door asks for it by size.
+    """
+    cdef float[16] line
+    cdef Py_ssize_t i, k
+    for i in range(0, n - 15, 16):
+        prefetch(ahead + i)
+        for k in range(16):
+            line[k] = scaled(x, weight, inv_rms, i + k, path)
+        stream(y + i, line)
 
 
 cdef inline void scale_row(float* y, const float* x, const float* weight, float inv_rms,
-                           Py_ssize_t n, bint weighted, bint accumulate) noexcept nogil:
-    """y = x * inv_rms * weight in float32: 1 u for inv_rms, 1 u a product.
+                           Py_ssize_t n, const float* ahead, Path path, bint streamed,
+                           bint accumulate) noexcept nogil:
+    """y = x * inv_rms * weight in float32.
 
-    y (n,) OUT, or IN-OUT to accumulate; x (n,) IN; weight (n,) IN if weighted. The first floats go
-    alone if that puts y on cache lines: NumPy's large arrays start 16 bytes past one, and stores
-    (mostly loads too) that straddle two lines cost 1.2 to 1.5 times in cache.
+    y (n,) OUT, or IN-OUT to accumulate; x (n,) IN; weight (n,) IN, unless the path is UNWEIGHTED.
+    The first floats go alone if that puts y on cache lines: NumPy's large arrays start 16 bytes
+    past one, and stores (mostly loads too) that straddle two lines cost 1.2 to 1.5 times in cache.
     """
-    cdef Py_ssize_t head = floats_to_line(y) if n >= 256 else 0
-    if head:
-        scale(y, x, weight, inv_rms, head, weighted, accumulate)
-    scale(y + head, x + head, weight + head if weighted else weight, inv_rms, n - head, weighted,
-          accumulate)
-
-
-cdef inline void stream_row(float* restrict y, const float* restrict x,
-                            const float* restrict weight, float inv_rms, Py_ssize_t n,
-                            const float* ahead, bint weighted) noexcept nogil:
-    """scale_row for a y that outgrows the cache: its lines are not read before they are written,
-    and the row `ahead` is fetched meanwhile. y (n,) OUT; x, weight, ahead (n,) IN.
-
-    Of np.copyto's speed at 4096 x 4096: 0.78 as scale_row, 0.99 streamed, 1.33 with the fetch. In
-    cache it is half as fast as scale_row, so the door asks for it by size.
-    """
-    cdef float[16] line
-    cdef Py_ssize_t i, k, head = min(<Py_ssize_t>floats_to_line(y), n)
-    scale(y, x, weight, inv_rms, head, weighted, False)
-    for i in range(head, n - 15, 16):
-        prefetch(ahead + i)
-        for k in range(16):
-            line[k] = x[i + k] * inv_rms
-            if weighted:
-                line[k] = line[k] * weight[i + k]
-        stream(y + i, line)
-    i = n - (n - head) % 16
-    scale(y + i, x + i, weight + i if weighted else weight, inv_rms, n - i, weighted, False)
+    cdef Py_ssize_t head = min(<Py_ssize_t>floats_to_line(y), n), body = (n - head) // 16 * 16
+    if accumulate or n < 256 and not streamed:
+        scale(y, x, weight, inv_rms, n, path, accumulate)
+        return
+    scale(y, x, weight, inv_rms, head, path, False)
+    if streamed:
+        stream_lines(y + head, x + head, weight + head, inv_rms, body, ahead + head, path)
+    else:
+        scale_lines(y + head, x + head, weight + head, inv_rms, body, path)
+    head += body
+    scale(y + head, x + head, weight + head, inv_rms, n - head, path, False)
 
 
 cdef void scale_row_wide(float* y, const float* x, const float* weight, double inv_rms,
@@ -220,28 +283,23 @@ cdef void scale_row_wide(float* y, const float* x, const float* weight, double i
 
 
 cdef inline void norm_row(float* y, const float* x, const Job* job, double squares,
-                          const float* ahead, bint accumulate) noexcept nogil:
+                          const float* ahead, Path path, bint accumulate) noexcept nogil:
     """y = x / rms * (weight_offset + weight), by whichever path is right for this row.
 
     y (n,) OUT, or IN-OUT to accumulate; x (n,) IN; squares is their sum as sum_squares has it;
     ahead (n,) is a row that will be read soon, NULL if the job does not stream.
     """
-    cdef const float* weight = job.weight
     cdef double inv_rms = inverse_rms(squares, x, job)
-    cdef bint wide = not SMALL_INV <= inv_rms <= LARGE_INV
-    if weight != NULL and (job.weight_offset != 0 or squares < FAINT):
-        wide = True
-    if wide:
-        scale_row_wide(y, x, weight, inv_rms, job.weight_offset, job.n, accumulate)
-    elif job.stream:
-        if weight == NULL:
-            stream_row(y, x, weight, <float>inv_rms, job.n, ahead, False)
-        else:
-            stream_row(y, x, weight, <float>inv_rms, job.n, ahead, True)
-    elif weight == NULL:
-        scale_row(y, x, weight, <float>inv_rms, job.n, False, accumulate)
+    if path == WIDE or not SMALL_INV <= inv_rms <= LARGE_INV:
+        scale_row_wide(y, x, job.weight, inv_rms, job.weight_offset, job.n, accumulate)
+    elif path == LIFTED:
+        scale_row(y, x, job.weight, <float>inv_rms * LIFT, job.n, ahead, LIFTED, job.stream,
+                  accumulate)
+    elif path == PLAIN:
+        scale_row(y, x, job.weight, <float>inv_rms, job.n, ahead, PLAIN, job.stream, accumulate)
     else:
-        scale_row(y, x, weight, <float>inv_rms, job.n, True, accumulate)
+        scale_row(y, x, job.weight, <float>inv_rms, job.n, ahead, UNWEIGHTED, job.stream,
+                  accumulate)
 
 
 cdef void rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
@@ -249,11 +307,13 @@ cdef void rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept n
     cdef Py_ssize_t row, distance = 1 + 1024 // job.n
     cdef const float* x
     cdef const float* ahead = NULL
+    cdef Path path = choose_path(job.weight, job.weight_offset, job.n)
     for row in range(first, last):
         x = job.x + row * job.x_stride
         if job.stream:      # the row to fetch: at least 4 KB further
             ahead = job.x + min(row + distance, last - 1) * job.x_stride
-        norm_row(job.y + row * job.y_stride, x, job, sum_squares(x, job.n), ahead, job.accumulate)
+        norm_row(job.y + row * job.y_stride, x, job, sum_squares(x, job.n), ahead, path,
+                 job.accumulate)
     if job.stream:
         stream_fence()
 
@@ -267,12 +327,13 @@ cdef void add_rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexce
     cdef float* residual
     cdef const float* ahead = NULL
     cdef double squares
+    cdef Path path = choose_path(job.weight, job.weight_offset, job.n)
     for row in range(first, last):
         residual = job.residual + row * job.residual_stride
         if job.stream:
             ahead = job.x + min(row + distance, last - 1) * job.x_stride
         squares = add_sum_squares(residual, job.x + row * job.x_stride, job.n)
-        norm_row(job.y + row * job.y_stride, residual, job, squares, ahead, False)
+        norm_row(job.y + row * job.y_stride, residual, job, squares, ahead, path, False)
     if job.stream:
         stream_fence()
 
@@ -403,51 +464,60 @@ cdef inline bint is_tame(const RowSums* sums, double inv_rms, double mean) noexc
             and xhat_peak * mean * mean <= g_peak / 32)
 
 
-cdef inline void gradient_row(float* restrict dx, float* restrict group,
-                              const float* restrict dy, const float* restrict x,
-                              const float* restrict weight, float inv_rms, float mean,
-                              Py_ssize_t n, bint weighted, bint accumulate) noexcept nogil:
-    """Phase two in float32: dx, and dy * xhat into the group of rows.
+cdef inline float gradient(float* group, const float* dy, const float* x, const float* weight,
+                           float inv_rms, float mean, Py_ssize_t i, bint weighted) noexcept nogil:
+    """One element of dx in float32; dy * xhat joins the group of rows."""
+    cdef float g = dy[i]
+    cdef float xhat = x[i] * inv_rms
+    if weighted:
+        group[i] = group[i] + g * xhat
+        g = g * weight[i]
+    return (g - xhat * mean) * inv_rms
+
+
+cdef inline void gradient_part(float* restrict dx, float* restrict group, const float* restrict dy,
+                               const float* restrict x, const float* restrict weight,
+                               float inv_rms, float mean, Py_ssize_t n, bint weighted,
+                               bint accumulate) noexcept nogil:
+    """Phase two in float32.
 
     dx (n,) OUT, or IN-OUT to accumulate; group (n,) IN-OUT if weighted; dy, x (n,) IN;
     weight (n,) IN if weighted.
     """
     cdef Py_ssize_t i
-    cdef float g, xhat, value
+    cdef float value
     for i in range(n):
-        g = dy[i]
-        xhat = x[i] * inv_rms
-        if weighted:
-            group[i] = group[i] + g * xhat
-            g = g * weight[i]
-        value = (g - xhat * mean) * inv_rms
-        if accumulate:
-            value = dx[i] + value
-        dx[i] = value
+        value = gradient(group, dy, x, weight, inv_rms, mean, i, weighted)
+        dx[i] = dx[i] + value if accumulate else value
 
 
 cdef inline void gradient_lines(float* restrict dx, float* restrict group,
                                 const float* restrict dy, const float* restrict x,
                                 const float* restrict weight, float inv_rms, float mean,
-                                Py_ssize_t n, const float* dy_ahead, const float* x_ahead,
-                                bint weighted) noexcept nogil:
-    """gradient_row that writes dx past the cache, and meanwhile fetches the rows `ahead`.
+                                Py_ssize_t n, bint weighted) noexcept nogil:
+    """gradient_part, but each line is asked for 512 bytes ahead: 0.7 times as long in L2."""
+    cdef Py_ssize_t i, k
+    for i in range(0, n - 15, 16):
+        prefetch(dy + i + 128)
+        prefetch(x + i + 128)
+        prefetch_write(dx + i + 128)
+        for k in range(16):
+            dx[i + k] = gradient(group, dy, x, weight, inv_rms, mean, i + k, weighted)
 
-    dx (n,) OUT, on a cache line; n a multiple of 16; the rest as in gradient_row.
-    """
+
+cdef inline void stream_gradient(float* restrict dx, float* restrict group,
+                                 const float* restrict dy, const float* restrict x,
+                                 const float* restrict weight, float inv_rms, float mean,
+                                 Py_ssize_t n, const float* dy_ahead, const float* x_ahead,
+                                 bint weighted) noexcept nogil:
+    """gradient_part past the cache, as stream_lines; the rows `ahead` are fetched meanwhile."""
     cdef float[16] line
     cdef Py_ssize_t i, k
-    cdef float g, xhat
     for i in range(0, n - 15, 16):
         prefetch(dy_ahead + i)
         prefetch(x_ahead + i)
         for k in range(16):
-            g = dy[i + k]
-            xhat = x[i + k] * inv_rms
-            if weighted:
-                group[i + k] = group[i + k] + g * xhat
-                g = g * weight[i + k]
-            line[k] = (g - xhat * mean) * inv_rms
+            line[k] = gradient(group, dy, x, weight, inv_rms, mean, i + k, weighted)
         stream(dx + i, line)
 
 
@@ -517,21 +587,22 @@ cdef inline void gradient_chunk(const Row* row, float* group, Py_ssize_t i, Py_s
     cdef float* dx = row.dx + i
     cdef const float* dy = row.dy + i
     cdef const float* x = row.x + i
-    cdef Py_ssize_t head, body
+    cdef Py_ssize_t head = min(<Py_ssize_t>floats_to_line(dx), width)
+    cdef Py_ssize_t body = (width - head) // 16 * 16
+    cdef bint weighted = weight != NULL
     if job.accumulate:
-        gradient_row(dx, group, dy, x, weight, row.inv_rms, row.mean, width, weight != NULL, True)
-    elif not job.stream:
-        gradient_row(dx, group, dy, x, weight, row.inv_rms, row.mean, width, weight != NULL, False)
+        gradient_part(dx, group, dy, x, weight, row.inv_rms, row.mean, width, weighted, True)
+        return
+    gradient_part(dx, group, dy, x, weight, row.inv_rms, row.mean, head, weighted, False)
+    if job.stream:
+        stream_gradient(dx + head, group + head, dy + head, x + head, weight + head, row.inv_rms,
+                        row.mean, body, row.dy_ahead + i + head, row.x_ahead + i + head, weighted)
     else:
-        head = min(<Py_ssize_t>floats_to_line(dx), width)
-        body = (width - head) // 16 * 16
-        gradient_row(dx, group, dy, x, weight, row.inv_rms, row.mean, head, weight != NULL, False)
         gradient_lines(dx + head, group + head, dy + head, x + head, weight + head, row.inv_rms,
-                       row.mean, body, row.dy_ahead + i + head, row.x_ahead + i + head,
-                       weight != NULL)
-        head += body
-        gradient_row(dx + head, group + head, dy + head, x + head, weight + head, row.inv_rms,
-                     row.mean, width - head, weight != NULL, False)
+                       row.mean, body, weighted)
+    head += body
+    gradient_part(dx + head, group + head, dy + head, x + head, weight + head, row.inv_rms,
+                  row.mean, width - head, weighted, False)
 
 
 cdef inline void gradient_group(const Row* rows, Py_ssize_t count, const Job* job,

@@ -32,6 +32,13 @@ static inline void prefetch(const float *address) {
 #endif
 }
 
+/* Ask for the cache line of an address before it is written: the line is fetched to be owned. */
+static inline void prefetch_write(const float *address) {
+#ifdef __GNUC__
+    __builtin_prefetch(address, 1);
+#endif
+}
+
 /* Write one 64-byte line, past the caches and without reading it first. `line` is aligned to it. */
 static inline void stream(float *restrict line, const float *restrict values) {
 #if defined(__AVX512F__)
