@@ -1,0 +1,319 @@
+# Backward: two phases a row, groups of 8 rows for dweight.
+#
+# With g = dy * weight and xhat = x * inv_rms, the gradient of y = xhat * weight is
+#     dx = inv_rms * (g - xhat * mean(g * xhat)),    dweight = sum over rows of dy * xhat
+# (the chain rule through 1 / rms; never 1 / rms**3, which leaves float32 at rms 1e13).
+# Phase one takes the two sums of a row, phase two writes dx while the row is still in cache.
+
+# Rows with a gradient whose squares are outside these bounds go by float64.
+cdef double SMALL_SQUARE = 2.0 ** -100
+cdef double LARGE_SQUARE = 2.0 ** 100
+
+cdef struct RowSums:
+    double[16] squares      # of x * x
+    double[16] products     # of g * x
+    int[16] x_peak          # the bits of the largest tree of x * x: 1 to 8 times the largest x * x
+    int[16] g_peak
+    int[16] dy_peak
+
+
+cdef inline void raise_peak(int* peak, float value) noexcept nogil:
+    """Keep the larger of the two, as bits. A NaN may pass unseen: the sums hold it."""
+    cdef int bits = float_bits(value)
+    peak[0] = bits if bits > peak[0] else peak[0]
+
+
+cdef inline double peak_of(const int* peak) noexcept nogil:
+    cdef Py_ssize_t k
+    cdef int highest = 0
+    for k in range(LANES):
+        highest = peak[k] if peak[k] > highest else highest
+    return bits_float(highest)
+
+
+cdef void add_blocks(RowSums* restrict sums, const float* restrict dy, const float* restrict x,
+                     const float* restrict g, Py_ssize_t n) noexcept nogil:
+    """Add blocks of 128 to the sums. dy, x, g (n,) IN, n a multiple of 128.
+
+    The sums stay in memory, behind a pointer: as locals GCC takes them apart into scalars.
+    """
+    cdef Py_ssize_t i, k
+    for i in range(0, n - 127, 128):
+        for k in range(LANES):
+            sums.squares[k] += <double>tree(x + i + k, x + i + k)
+            sums.products[k] += <double>tree(g + i + k, x + i + k)
+            raise_peak(&sums.x_peak[k], tree(x + i + k, x + i + k))
+            raise_peak(&sums.g_peak[k], tree(g + i + k, g + i + k))
+            raise_peak(&sums.dy_peak[k], tree(dy + i + k, dy + i + k))
+
+
+cdef inline void sum_row(RowSums* sums, const float* restrict dy, const float* restrict x,
+                         const float* restrict weight, Py_ssize_t n) noexcept nogil:
+    """Phase one: the sums of a row, chunk by chunk in L1. dy, x, weight (n,) IN.
+
+    A tree of 8 squares bounds the largest of them from both sides, so the peaks are almost free.
+    """
+    cdef float[512] g
+    cdef const float* g_now
+    cdef Py_ssize_t i, k, width, whole
+    memset(sums, 0, sizeof(RowSums))
+    for i in range(0, n, 512):
+        width = min(<Py_ssize_t>512, n - i)
+        whole = width - width % 128
+        g_now = dy + i
+        if weight != NULL:
+            for k in range(width):
+                g[k] = dy[i + k] * weight[i + k]
+            g_now = g
+        add_blocks(sums, dy + i, x + i, g_now, whole)
+        add_products_wide(sums.squares, x + i + whole, x + i + whole, width - whole)
+        add_products_wide(sums.products, g_now + whole, x + i + whole, width - whole)
+        for k in range(whole, width):
+            raise_peak(sums.x_peak, x[i + k] * x[i + k])
+            raise_peak(sums.g_peak, g_now[k] * g_now[k])
+            raise_peak(sums.dy_peak, dy[i + k] * dy[i + k])
+
+
+cdef inline bint is_tame(const RowSums* sums, double inv_rms, double mean) noexcept nogil:
+    """Whether float32 gives dx to 2e-6 (33 u) of the row's largest |dx|.
+
+    Let G = max|g|, P = max|xhat| * |mean(g * xhat)|. Then g - xhat * mean is off by at most
+    (2 G + 9 P) u, and by 6 G u for the error of the mean (its roundings taken as independent),
+    while max|dx| / inv_rms >= G - P. P <= G / 2 keeps (2 G + 9 P + 6 G) u <= 33 u (G - P) with
+    room for the last two roundings. The peaks are squares, and g's lies within 8 G**2.
+    """
+    cdef double xhat_peak = peak_of(sums.x_peak) * inv_rms * inv_rms
+    cdef double g_peak = peak_of(sums.g_peak), dy_peak = peak_of(sums.dy_peak)
+    return (SMALL_INV <= inv_rms <= LARGE_INV
+            and SMALL_SQUARE <= g_peak <= LARGE_SQUARE
+            and SMALL_SQUARE <= dy_peak <= LARGE_SQUARE
+            and SMALL_SQUARE <= xhat_peak
+            and xhat_peak * mean * mean <= g_peak / 32)
+
+
+cdef inline float gradient(float* group, const float* dy, const float* x, const float* weight,
+                           float inv_rms, float mean, Py_ssize_t i, bint weighted) noexcept nogil:
+    """One element of dx in float32; dy * xhat joins the group of rows."""
+    cdef float g = dy[i]
+    cdef float xhat = x[i] * inv_rms
+    if weighted:
+        group[i] = group[i] + g * xhat
+        g = g * weight[i]
+    return (g - xhat * mean) * inv_rms
+
+
+cdef inline void gradient_part(float* restrict dx, float* restrict group, const float* restrict dy,
+                               const float* restrict x, const float* restrict weight,
+                               float inv_rms, float mean, Py_ssize_t n, bint weighted,
+                               bint accumulate) noexcept nogil:
+    """Phase two in float32.
+
+    dx (n,) OUT, or IN-OUT to accumulate; group (n,) IN-OUT if weighted; dy, x (n,) IN;
+    weight (n,) IN if weighted.
+    """
+    cdef Py_ssize_t i
+    cdef float value
+    for i in range(n):
+        value = gradient(group, dy, x, weight, inv_rms, mean, i, weighted)
+        dx[i] = dx[i] + value if accumulate else value
+
+
+cdef inline void gradient_lines(float* restrict dx, float* restrict group,
+                                const float* restrict dy, const float* restrict x,
+                                const float* restrict weight, float inv_rms, float mean,
+                                Py_ssize_t n, bint weighted) noexcept nogil:
+    """gradient_part, but each line is asked for 512 bytes ahead: 0.7 times as long in L2."""
+    cdef Py_ssize_t i, k
+    for i in range(0, n - 15, 16):
+        prefetch(dy + i + 128)
+        prefetch(x + i + 128)
+        prefetch_write(dx + i + 128)
+        for k in range(16):
+            dx[i + k] = gradient(group, dy, x, weight, inv_rms, mean, i + k, weighted)
+
+
+cdef inline void stream_gradient(float* restrict dx, float* restrict group,
+                                 const float* restrict dy, const float* restrict x,
+                                 const float* restrict weight, float inv_rms, float mean,
+                                 Py_ssize_t n, const float* dy_ahead, const float* x_ahead,
+                                 bint weighted) noexcept nogil:
+    """gradient_part past the cache, as stream_lines; the rows `ahead` are fetched meanwhile."""
+    cdef float[16] line
+    cdef Py_ssize_t i, k
+    for i in range(0, n - 15, 16):
+        prefetch(dy_ahead + i)
+        prefetch(x_ahead + i)
+        for k in range(16):
+            line[k] = gradient(group, dy, x, weight, inv_rms, mean, i + k, weighted)
+        stream(dx + i, line)
+
+
+cdef void gradient_row_wide(float* dx, double* dweight, const float* dy, const float* x,
+                            const Job* job) noexcept nogil:
+    """Both phases in float64, for rows that float32 cannot hold or would cancel in.
+
+    dx (n,) OUT or IN-OUT; dweight (n,) IN-OUT, NULL without a weight; dy, x (n,) IN.
+    """
+    cdef const float* weight = job.weight
+    cdef Py_ssize_t i, n = job.n
+    cdef double inv_rms = 1.0 / sqrt(sum_squares_wide(x, n) * job.inv_n + job.eps)
+    cdef double mean = 0, g, xhat, value
+    cdef float rounded
+    for i in range(n):
+        g = dy[i]
+        if weight != NULL:
+            g = g * (job.weight_offset + <double>weight[i])
+        mean += g * (x[i] * inv_rms)
+    mean *= job.inv_n
+    for i in range(n):
+        g = dy[i]
+        xhat = x[i] * inv_rms
+        if weight != NULL:
+            dweight[i] += g * xhat
+            g = g * (job.weight_offset + <double>weight[i])
+        value = inv_rms * (g - xhat * mean)
+        rounded = <float>(value if value == value else NAN)
+        dx[i] = dx[i] + rounded if job.accumulate else rounded
+
+
+cdef struct Row:
+    const float* dy
+    const float* x
+    const float* dy_ahead       # the row to fetch from memory meanwhile: 8 further
+    const float* x_ahead
+    float* dx
+    float inv_rms
+    float mean
+    bint tame
+
+
+cdef inline Row start_row(const Job* job, Py_ssize_t row, Py_ssize_t last) noexcept nogil:
+    """Phase one for a row, and whether phase two may run in float32."""
+    cdef Row out
+    cdef RowSums sums
+    cdef double inv_rms, mean
+    out.x = job.x + row * job.x_stride
+    out.dy = job.dy + row * job.dy_stride
+    out.dx = job.dx + row * job.dx_stride
+    out.x_ahead = job.x + min(row + 8, last - 1) * job.x_stride
+    out.dy_ahead = job.dy + min(row + 8, last - 1) * job.dy_stride
+    out.tame = False
+    sum_row(&sums, out.dy, out.x, job.factor, job.n)
+    inv_rms = 1.0 / sqrt(fold(sums.squares) * job.inv_n + job.eps)
+    mean = fold(sums.products) * inv_rms * job.inv_n
+    out.inv_rms = <float>inv_rms
+    out.mean = <float>mean
+    out.tame = is_tame(&sums, inv_rms, mean)
+    return out
+
+
+cdef inline void gradient_chunk(const Row* row, float* group, Py_ssize_t i, Py_ssize_t width,
+                                const Job* job) noexcept nogil:
+    """Phase two for columns [i, i + width) of one row."""
+    cdef const float* weight = at(job.factor, i)
+    cdef float* dx = row.dx + i
+    cdef const float* dy = row.dy + i
+    cdef const float* x = row.x + i
+    cdef Py_ssize_t head = min(<Py_ssize_t>floats_to_line(dx), width)
+    cdef Py_ssize_t body = (width - head) // 16 * 16
+    cdef bint weighted = weight != NULL
+    if job.accumulate:
+        gradient_part(dx, group, dy, x, weight, row.inv_rms, row.mean, width, weighted, True)
+        return
+    gradient_part(dx, group, dy, x, weight, row.inv_rms, row.mean, head, weighted, False)
+    if job.stream:
+        stream_gradient(dx + head, group + head, dy + head, x + head, at(weight, head), row.inv_rms,
+                        row.mean, body, row.dy_ahead + i + head, row.x_ahead + i + head, weighted)
+    else:
+        gradient_lines(dx + head, group + head, dy + head, x + head, at(weight, head), row.inv_rms,
+                       row.mean, body, weighted)
+    head += body
+    gradient_part(dx + head, group + head, dy + head, x + head, at(weight, head), row.inv_rms,
+                  row.mean, width - head, weighted, False)
+
+
+cdef inline void gradient_group(const Row* rows, Py_ssize_t count, const Job* job,
+                                double* dweight, float* out) noexcept nogil:
+    """Phase two for the tame ones of up to 8 rows, column chunk by column chunk.
+
+    A chunk of the group's dweight (2 KB) stays in L1, where a whole row of it (n = 4096) would push
+    x and dy out. It joins dweight (n,) IN-OUT, or is out (n,) OUT; both are NULL without a weight.
+    """
+    cdef float[512] group
+    cdef Py_ssize_t i = 0, k, row, width = floats_to_line(rows[0].dx)   # then on cache lines
+    while i < job.n:
+        width = min(width if width > 0 else 512, job.n - i)
+        memset(group, 0, width * sizeof(float))
+        for row in range(count):
+            if rows[row].tame:
+                gradient_chunk(&rows[row], group, i, width, job)
+        if dweight != NULL:
+            for k in range(width):
+                dweight[i + k] += <double>group[k]
+        if out != NULL:
+            memcpy(out + i, group, width * sizeof(float))
+        i += width
+        width = 512
+
+
+cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
+                   double* dweight) noexcept nogil:
+    """Backward. job.dx (rows, n) OUT or IN-OUT; job.dy, job.x (rows, n), job.weight (n,) IN.
+
+    dweight (n,) IN-OUT, NULL without a weight: groups of 8 rows are summed in float32, groups in
+    float64. Its error: 5 u a term and 8 u for a group's sums, 13 u = 7.8e-7 of sum |dy * xhat|.
+    """
+    cdef Row[8] rows
+    cdef Py_ssize_t start, row, count
+    for start in range(first, last, 8):
+        count = min(<Py_ssize_t>8, last - start)
+        for row in range(count):
+            rows[row] = start_row(job, start + row, last)
+            if not rows[row].tame:
+                gradient_row_wide(rows[row].dx, dweight, rows[row].dy, rows[row].x, job)
+        gradient_group(rows, count, job, dweight, NULL)
+    if job.stream:
+        stream_fence()
+
+
+cdef bint backward_few(const Job* job, Py_ssize_t count, float* out) noexcept nogil:
+    """backward for 8 rows at most, dweight straight into out (n,) OUT, if all of them are tame.
+
+    Else nothing is written, and False comes back. One row's dweight in float64 and back costs
+    twice the rest of its backward pass.
+    """
+    cdef Row[8] rows
+    cdef Py_ssize_t row
+    for row in range(count):
+        rows[row] = start_row(job, row, count)
+        if not rows[row].tame:
+            return False
+    gradient_group(rows, count, job, NULL, out)
+    return True
+
+
+cdef void add_offset(float* restrict factor, const float* restrict weight, double weight_offset,
+                     Py_ssize_t n) noexcept nogil:
+    """factor = weight_offset + weight, rounded: what backward's float32 rows multiply dy by.
+
+    factor (n,) OUT; weight (n,) IN. Forward has no room for this rounding in its 3 ulp.
+    """
+    cdef Py_ssize_t i
+    for i in range(n):
+        factor[i] = <float>(weight_offset + <double>weight[i])
+
+
+cdef void add_block(double* restrict dweight, const double* restrict block,
+                    Py_ssize_t n) noexcept nogil:
+    """dweight += block, both (n,)."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        dweight[i] += block[i]
+
+
+cdef void store_dweight(float* restrict out, const double* restrict dweight, Py_ssize_t n,
+                        bint accumulate) noexcept nogil:
+    """out = dweight, or out += dweight, rounded to float32. out (n,) OUT or IN-OUT."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = out[i] + <float>dweight[i] if accumulate else <float>dweight[i]
