@@ -28,15 +28,15 @@ DIRECTIVES = {
 # Numbers come before speed: no -ffast-math and no contraction, so that every instruction set gives
 # the same bits. Neither errno nor traps from the math functions are read, so both may go.
 COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-# Only what the source calls inline is inlined: GCC unrolls the lanes of a kernel into scalars
-# once it has pulled several of them into one function (backward took 2.4 times as long).
-COMMON += [
+if DEBUG:
+    COMMON += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-UNDEBUG"]
+# In the kernels only what the source calls inline is inlined: GCC takes the lanes of several kernels
+# in one function apart into scalars (backward took 2.4 times as long).
+KERNELS = [
     "-fno-inline-functions",
     "-fno-inline-functions-called-once",
     "-fno-inline-small-functions",
 ]
-if DEBUG:
-    COMMON += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-UNDEBUG"]
 ISA_FLAGS = {
     "baseline": [],
     "v3": ["-march=x86-64-v3", "-mprfchw", "-mprefer-vector-width=256"],
@@ -68,16 +68,18 @@ class BuildExtensions(build_ext):
 
     def build_extensions(self):
         common = [flag for flag in COMMON if self.takes([flag])]
+        kernels = [flag for flag in KERNELS if self.takes([flag])]
         openmp = OPENMP if self.takes(OPENMP, "#include <omp.h>\n") else []
         kept = []
         for ext in self.extensions:
             isa = re.sub("fastrms._(kernels_)?", "", ext.name)
-            flags = ISA_FLAGS.get(isa, [])
-            if not self.takes(flags):
+            if not self.takes(ISA_FLAGS.get(isa, [])):
                 continue
             if isa == "core":
                 ext.extra_link_args += openmp
                 flags = openmp
+            else:
+                flags = [*kernels, *ISA_FLAGS[isa]]
             ext.extra_compile_args += [*common, *flags]
             ext.define_macros.append(("FASTRMS_FLAGS", f'"{" ".join([*common, *flags])}"'))
             if self.compiler.compiler_type == "unix" and platform.system() == "Linux":

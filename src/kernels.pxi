@@ -28,7 +28,9 @@ cdef enum:
 
 cdef inline const float* at(const float* array, Py_ssize_t i) noexcept nogil:
     """array + i, where NULL stays NULL."""
-    return NULL if array == NULL else array + i
+    if array == NULL:
+        return NULL
+    return array + i
 
 
 include "sums.pxi"

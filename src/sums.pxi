@@ -42,11 +42,13 @@ cdef inline double fold(double* lane) noexcept nogil:
 
 cdef inline double fold_spread(double* lane, Py_ssize_t n) noexcept nogil:
     """fold, or INFINITY where one lane holds over a quarter of the sum: then an outlier's own
-    roundings decide the error, and the row is to be summed in float64. n < 128 is there already.
+    roundings decide the error, and the row is to be summed in float64, as n < 128 is already.
     """
     cdef double[8] top
     cdef double total
     cdef Py_ssize_t k
+    if n < 128:
+        return fold(lane)
     for k in range(8):
         top[k] = lane[k] if lane[k] > lane[k + 8] else lane[k + 8]
     for k in range(4):
@@ -54,7 +56,7 @@ cdef inline double fold_spread(double* lane, Py_ssize_t n) noexcept nogil:
     for k in range(1, 4):
         top[0] = top[k] if top[k] > top[0] else top[0]
     total = fold(lane)
-    return INFINITY if n >= 128 and 4 * top[0] > total else total
+    return INFINITY if 4 * top[0] > total else total
 
 
 cdef inline double sum_squares(const float* restrict x, Py_ssize_t n) noexcept nogil:

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 from . import calls, peers, timing
 from .cases import TOLERANCE, Case
@@ -58,6 +59,7 @@ class Apart:
         # A session of its own: Ctrl-C is for this process, which then closes the others.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "fastrms.bench.worker", name, str(threads)],
+            cwd=Path(__file__).parents[2],  # -m looks there first: this very package
             env={**os.environ, **peers.environment(threads)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
