@@ -30,8 +30,8 @@ DIRECTIVES = {
 COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 if DEBUG:
     COMMON += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-UNDEBUG"]
-# In the kernels only what the source calls inline is inlined: GCC takes the lanes of several kernels
-# in one function apart into scalars (backward took 2.4 times as long).
+# In the kernels only what the source calls inline is inlined: GCC takes the lanes of several
+# kernels in one function apart into scalars (backward took 2.4 times as long).
 KERNELS = [
     "-fno-inline-functions",
     "-fno-inline-functions-called-once",

@@ -14,12 +14,15 @@ cdef extern from *:
     const int FASTRMS_OPENMP
     int omp_get_max_threads() nogil
 
-# Below these many elements (a few microseconds) the call stays on its thread and keeps the GIL.
+# From these many elements on (some 3 us) a call lets go of the GIL.
 cdef Py_ssize_t RELEASE_GIL = 16384
-cdef Py_ssize_t PARALLEL = 65536
+# From these many on it uses threads. With a pool that still spins 2 threads win from 32,768 on
+# (1.2 times at 8 x 4096), but a pool at rest takes 30 to 50 us to wake: as long as the whole of
+# 64 x 4096 on one thread, where calls in a row run 2.5 times as fast on two.
+cdef Py_ssize_t PARALLEL = 262144
 # dweight is summed over at most this many blocks, whatever the threads: 8 bytes * n each.
 cdef Py_ssize_t MOST_BLOCKS = 64
-cdef Py_ssize_t LEAST_BLOCK = 64
+cdef Py_ssize_t LEAST_BLOCK = 32
 
 # An output is streamed past the cache when what a call reads and writes exceeds the last-level
 # cache, of which a core is taken to have 64 MiB at most: a server's is shared with others.
@@ -138,6 +141,9 @@ cdef void run_blocks(const Job* job, Py_ssize_t rows, int parts, double* dweight
     """
     cdef Py_ssize_t size = block_rows(rows), blocks = (rows + size - 1) // size, n = job.n, b
     cdef Py_ssize_t step = n if parts > 1 and dweight != NULL else 0
+    if blocks == 1:
+        kernels.backward(job, 0, rows, dweight)
+        return
     for b in prange(blocks, num_threads=parts, schedule="dynamic", use_threads_if=parts > 1):
         run_block(job, b * size, min(rows, (b + 1) * size), scratch + b * step)
         if parts == 1 and dweight != NULL:
