@@ -75,11 +75,14 @@ def views(flat, config):
 
 
 def initial(config, dtype=np.float32):
-    """Random parameters, flat: a matrix keeps the size of what it multiplies; norms start at 1."""
+    """Random parameters, flat: a matrix keeps the size of what it multiplies; those that end the
+    2L branches are smaller by sqrt(2L), as in GPT-2, so that the stream grows to 1 and no more."""
     flat = np.empty(sum(int(np.prod(shape)) for shape in shapes(config).values()), dtype)
     rng = np.random.default_rng(config.seed)
+    fixed = {"characters": 0.2, "positions": 0.2, "head": 0.02}
     for name, p in views(flat, config).items():
-        std = 0.02 if name == "head" else 0.1 if "." not in name else p.shape[0] ** -0.5
+        last = (2 * config.layers) ** -0.5 if name.endswith(("proj", "down")) else 1
+        std = fixed.get(name, last * p.shape[0] ** -0.5)
         p[...] = 1 if name.startswith("norm") else std * rng.standard_normal(p.shape)
     return flat
 
