@@ -27,7 +27,7 @@ import numpy as np
 
 import fastrms
 
-SHARES = 2  # of every batch, one for each worker
+SHARES = 2  # of every batch, one for each worker; fixed, so that their number changes no bit
 
 
 def batch(ids, config, step):
@@ -53,7 +53,7 @@ class Config:
 
 
 def shapes(config):
-    """Every parameter's shape. Branch 2i is layer i's attention and 2i + 1 its MLP."""
+    """Every parameter's shape. Norm 2i is before layer i's attention, 2i + 1 before its MLP."""
     vocab, c = len(config.chars), config.width
     result = {"characters": (vocab, c), "positions": (config.context, c), "head": (c, vocab)}
     for i in range(config.layers):
@@ -136,9 +136,10 @@ def mlp_backward(dout, saved, up, down, dup, ddown):
     return du @ up.T
 
 
-# The stream h and a branch's output, both (N, C) -> the new stream, and what the next branch sees.
+# The stream h and a branch's output, both (N, C) -> the new stream, and what norm i makes of it.
 # The sum is written into the branch's output: h is needed once more, on the way back.
-def join(h, out, weight, config, ops):
+def join(h, out, i, p, config, ops):
+    weight = p.get(f"norm.{i}")
     if config.residual and config.norm:
         return out, ops.add_rms_norm(h, out, weight)  # out += h, and its norm, in one pass
     if config.residual:
@@ -148,7 +149,8 @@ def join(h, out, weight, config, ops):
 
 # dx, the gradient that came through the branch, and dh, the one that came past it, both (N, C) ->
 # the gradient in h. Here the two paths meet: the norm's backward adds its dx into dh.
-def join_backward(dx, dh, h, weight, dweight, config, ops):
+def join_backward(dx, dh, h, i, p, g, config, ops):
+    weight, dweight = p.get(f"norm.{i}"), g.get(f"norm.{i}")
     if config.residual and config.norm:
         ops.rms_norm_backward(dx, h, weight, dx=dh, dweight=dweight, accumulate=True)
         return dh
@@ -168,29 +170,28 @@ def forward(p, inputs, config, ops):
     for i in range(config.layers):
         out, kept = attention(x, p[f"{i}.qkv"], p[f"{i}.proj"], config, t)
         saved.append((h, kept))
-        h, x = join(h, out, p.get(f"norm.{2 * i + 1}"), config, ops)
+        h, x = join(h, out, 2 * i + 1, p, config, ops)
         out, kept = mlp(x, p[f"{i}.up"], p[f"{i}.down"])
         saved.append((h, kept))
-        h, x = join(h, out, p.get(f"norm.{2 * i + 2}"), config, ops)
+        h, x = join(h, out, 2 * i + 2, p, config, ops)
     saved.append((h, x))
     return x @ p["head"], saved
 
 
 def backward(dlogits, saved, p, g, inputs, config, ops):
-    """Fill g, the gradients, from dlogits (N, V)."""
+    """Fill g, the gradients, from dlogits (N, V): forward's lines from the last to the first."""
     h, x = saved.pop()
     np.matmul(x.T, dlogits, out=g["head"])
-    dx, dh = dlogits @ p["head"].T, np.zeros_like(h)
-    for branch in range(2 * config.layers, -1, -1):
-        norm = f"norm.{branch}"
-        dh = join_backward(dx, dh, h, p.get(norm), g.get(norm), config, ops)
-        if branch == 0:
-            break
+    dx, dh = dlogits @ p["head"].T, np.zeros_like(h)  # nothing goes past the last norm
+    dh = join_backward(dx, dh, h, 2 * config.layers, p, g, config, ops)
+    for i in reversed(range(config.layers)):
+        up, down, qkv, proj = (f"{i}.{name}" for name in ("up", "down", "qkv", "proj"))
         h, kept = saved.pop()
-        i = (branch - 1) // 2
-        names = (f"{i}.up", f"{i}.down") if branch % 2 == 0 else (f"{i}.qkv", f"{i}.proj")
-        through = mlp_backward if branch % 2 == 0 else attention_backward
-        dx = through(dh, kept, *(p[name] for name in names), *(g[name] for name in names))
+        dx = mlp_backward(dh, kept, p[up], p[down], g[up], g[down])
+        dh = join_backward(dx, dh, h, 2 * i + 1, p, g, config, ops)
+        h, kept = saved.pop()
+        dx = attention_backward(dh, kept, p[qkv], p[proj], g[qkv], g[proj])
+        dh = join_backward(dx, dh, h, 2 * i, p, g, config, ops)
     dh = dh.reshape(*inputs.shape, -1)
     dh.sum(axis=0, out=g["positions"])
     np.add.at(g["characters"], inputs, dh)
@@ -230,23 +231,18 @@ class State:
 
     def save(self, path):
         named = views(self.params, self.config) | {"losses": np.array(self.losses)}
-        named |= {"adam.mean": self.mean, "adam.square": self.square}
-        tools.save(path, asdict(self.config), **named)
+        tools.save(path, asdict(self.config), mean=self.mean, square=self.square, **named)
 
     @classmethod
     def load(cls, path):
         named, config = tools.load(path)
         config = Config(**config)
         params = np.concatenate([named[name].ravel() for name in shapes(config)])
-        losses = named["losses"].tolist()
-        return cls(config, params, named["adam.mean"], named["adam.square"], losses)
+        return cls(config, params, named["mean"], named["square"], named["losses"].tolist())
 
 
 def gradients(state, inputs, targets, ops=fastrms, run=map):
-    """Loss and flat gradient of a batch, in SHARES parts of whole sequences, one for each worker.
-
-    The parts and the order of their sum are fixed, so that the workers' number changes no bit.
-    """
+    """Loss and flat gradient of a batch: each share's, added in their order, whoever was first."""
     p = views(state.params, state.config)
 
     def work(part):
@@ -265,8 +261,7 @@ def adam(state, gradient, rate=3e-3, warmup=100, beta1=0.9, beta2=0.99, eps=1e-8
     state.square += (1 - beta2) * (gradient * gradient - state.square)
     rate *= min(step / warmup, (warmup / step) ** 0.5)  # needs no end: more steps can follow
     move = state.mean / (np.sqrt(state.square / (1 - beta2**step)) + eps)
-    move *= rate / (1 - beta1**step)
-    state.params -= move
+    state.params -= move * (rate / (1 - beta1**step))
 
 
 def train(state, ids, steps, ops=fastrms, run=map):
@@ -312,13 +307,15 @@ def parse():
     parser.add_argument("--plot", metavar="FILE.png", help="draw the loss")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if min(args.steps, args.layers) < 1 or args.seed < 0:
+        parser.exit(2, "microgpt.py: --steps and --layers start at 1, --seed at 0\n")
     try:
         text = Path(args.text).read_text("utf-8") if args.text else tools.standard_library_text()
         state = State.load(args.resume) if args.resume else None
     except (OSError, ValueError, KeyError) as reason:
         parser.exit(2, f"microgpt.py: {reason}\n")
     if len(text) < 20_000:
-        parser.exit(2, f"microgpt.py: {len(text)} characters are too few to learn from\n")
+        parser.exit(2, "microgpt.py: 20,000 characters is the least to learn from\n")
     if state is None:
         what = {"norm": not args.no_norm, "residual": not args.no_residual, "weights": args.weights}
         state = State.new(Config(tools.alphabet(text), args.layers, seed=args.seed, **what))
@@ -336,7 +333,8 @@ def main():
         training = train(state, ids, args.steps, modules[args.norm], pool.map)
         tools.watch(training, state.losses, args.steps, config.batch * config.context)
         state.save(args.out)
-        print(*write(state, 300), sep="\n---\n")
+        if np.isfinite(state.losses[-1]):
+            print(*write(state, 300), sep="\n---\n")
         print(f"---\n{held_out(state, unseen):.3f} nats per character on text held out; {args.out}")
 
         def step(ops):

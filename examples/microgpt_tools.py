@@ -30,10 +30,11 @@ def standard_library_text():
 
 
 def alphabet(text):
-    """The characters that stand for one in a thousand thousand at least, 256 at most, in order."""
-    counts = {char: text.count(char) for char in set(text) if char == "\n" or char.isprintable()}
+    """The characters that are one in a million at least, the commonest 256, in order."""
+    counts = {char: text.count(char) for char in set(text) if char.isprintable()}
     often = [char for char, count in counts.items() if count * 1_000_000 >= len(text)]
-    return "".join(sorted(sorted(often, key=lambda char: (-counts[char], char))[:256]))
+    often.sort(key=lambda char: (-counts[char], char))
+    return "".join(sorted(["\n", *often[:255]]))
 
 
 def encode(text, chars):
