@@ -1,5 +1,6 @@
 """The depth study: its gradients are calculus, its claims are measured, its command behaves."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -17,6 +18,18 @@ STEP, FINITE_DIFFERENCE = 1e-5, 1e-6
 # A row of dx is within 2e-6 of its exact value (the library's promise) and so is a product with a
 # 16-wide float32 matrix; four layers of both add up to no more than 1e-5.
 FLOAT32_STACK = 1e-5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_blas_thread():
+    """On a busy machine a second one made a line of the study take 9 s, not 0.15: it waits."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):
+        yield
 
 
 def tiny(design, relu, layers=4, width=16, batch=3, gain=1.3):

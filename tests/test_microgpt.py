@@ -1,6 +1,7 @@
 """examples/microgpt.py: its gradients are calculus and torch's, and its bits are reproducible."""
 
 import dataclasses
+import importlib.util
 import itertools
 import os
 import subprocess
@@ -32,6 +33,18 @@ VARIANTS = [
     for norm, residual, weights in itertools.product((True, False), (True, False), (True, False))
     if norm or not weights
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_blas_thread():
+    """As the script sets it before NumPy starts: two workers with two BLAS threads stall."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):
+        yield
 
 
 def name(config):
