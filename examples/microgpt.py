@@ -310,8 +310,8 @@ def parse():
     if min(args.steps, args.layers) < 1 or args.seed < 0:
         parser.exit(2, "microgpt.py: --steps and --layers start at 1, --seed at 0\n")
     try:
-        text = Path(args.text).read_text("utf-8") if args.text else tools.standard_library_text()
         state = State.load(args.resume) if args.resume else None
+        text = Path(args.text).read_text("utf-8") if args.text else tools.standard_library_text()
     except (OSError, ValueError, KeyError) as reason:
         parser.exit(2, f"microgpt.py: {reason}\n")
     if len(text) < 20_000:
