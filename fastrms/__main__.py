@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from . import __version__, _config, bench, check
+from . import __version__, _config, bench, check, demo
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +28,9 @@ def build_parser():
     bench_ = commands.add_parser("bench", help="time every function beside the price of a copy")
     bench.add_arguments(bench_)
     bench_.set_defaults(run=bench.run)
+
+    demo_ = commands.add_parser("demo", help="show what the norm and the skip path are for")
+    demo.add_studies(demo_)
     return parser
 
 

@@ -1,0 +1,119 @@
+"""Show what a study measured: a table with a sentence, JSON, or a picture. It measures nothing.
+
+Only `plot` needs matplotlib, the extra `[bench]`.
+"""
+
+import itertools
+import json
+import math
+
+import numpy as np
+
+COLUMNS = """\
+                                   activations          gradient at layer 1    skip's  two inputs'
+design                     gain   stream    seen     total  by skip  by branch  share    cosine"""
+
+COLOURS = {  # told apart by the colour-blind too (Okabe and Ito 2008)
+    "plain": "#000000",
+    "residual only": "#e69f00",
+    "RMSNorm only": "#56b4e9",
+    "RMSNorm + residual": "#009e73",
+    "skip gradient overwritten": "#d55e00",
+}
+
+
+def table(results):
+    """Return a line for each design and gain, with a head: figures at the far end of the stack.
+
+    stream, seen: root mean square of h after the last layer, and of what that layer sees.
+    gradient: at the first layer's input, over the norm of the upstream gradient at the top; its two
+    parts across layer 1; the skip path's share of the squared gradient, averaged over the layers.
+    """
+    lines = [COLUMNS]
+    for r in results:
+        lines.append(
+            f"{r['design']:<25s} {r['gain']:5g} {r['rms'][-1]:8.2g} {r['seen'][-1]:7.2g}"
+            f" {r['gradient'][0]:9.2g} {r['by_skip'][0]:8.2g} {r['by_branch'][0]:10.2g}"
+            f" {np.mean(r['skip_share']):6.0%} {r['cosine'][-1]:9.3f}"
+        )
+    return "\n".join(lines)
+
+
+def sentence(results):
+    """Say in one sentence what the table shows; figures stand in the order of the gains."""
+    layers = len(results[0]["seen"])
+    gains = " / ".join(f"{gain:g}" for gain in dict.fromkeys(r["gain"] for r in results))
+
+    def at(design, key, layer, form=".2g"):
+        return " / ".join(f"{r[key][layer]:{form}}" for r in results if r["design"] == design)
+
+    norm, both, broken = "RMSNorm only", "RMSNorm + residual", "skip gradient overwritten"
+    return (
+        f"At gain {gains}, after {layers} layers, plain activations are at"
+        f" {at('plain', 'rms', -1)} and with the residual alone at"
+        f" {at('residual only', 'rms', -1)}; the norm alone keeps activations and gradient in size"
+        f" ({at(norm, 'rms', -1)} and {at(norm, 'gradient', 0)}) while two inputs end at cosine"
+        f" {at(norm, 'cosine', -1, '.3f')}; norm and residual together hold the stream at"
+        f" {at(both, 'rms', -1)}, the gradient at layer 1 at {at(both, 'gradient', 0)} and the"
+        f" cosine at {at(both, 'cosine', -1, '.3f')}; and the skip path's gradient overwritten"
+        f" instead of accumulated leaves {at(broken, 'gradient', 0)}."
+    )
+
+
+def as_json(results):
+    """Return the series, one entry a layer; what overflowed is null, as JSON has no infinity."""
+
+    def plain(value):
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps([{key: plain(value) for key, value in r.items()} for r in results])
+
+
+def plot(results, path):
+    """Draw activations going up and gradients coming down, one line for each design and gain."""
+    from matplotlib.figure import Figure  # not pyplot: no display, and no global state
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    forward, backward = figure.subplots(1, 2)
+    layers = len(results[0]["seen"])
+    gains = list(dict.fromkeys(r["gain"] for r in results))
+    styles = dict(zip(gains, itertools.cycle(("-", "--", ":", "-."))))
+    for r in results:
+        look = {"color": COLOURS[r["design"]], "ls": styles[r["gain"]], "lw": 2.2, "clip_on": False}
+        if r["design"] != "skip gradient overwritten":  # its forward is that of RMSNorm + residual
+            forward.plot(range(layers + 1), r["rms"], **look)
+        gradient = np.array(r["gradient"])
+        gradient[gradient == 0] = np.nan  # a logarithmic axis has no place for it
+        backward.plot(range(layers + 1), gradient, **look)
+    for panel, title in (
+        (forward, "forward: root mean square of the activations"),
+        (backward, "backward: norm of the gradient, the top's = 1"),
+    ):
+        panel.set(yscale="log", title=title, xlabel="layer", xlim=(0, layers))
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    _mark_zeros(backward, results)
+    handles = [Line2D([], [], color=colour, lw=3, label=name) for name, colour in COLOURS.items()]
+    handles += [
+        Line2D([], [], color="grey", ls=styles[g], lw=2, label=f"gain {g:g}") for g in gains
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _mark_zeros(panel, results):
+    """Say where a gradient falls out of float32: the line just ends, and that is the news."""
+    ends = [np.flatnonzero(r["gradient"])[0] for r in results if r["gradient"][0] == 0]
+    if ends:
+        lowest = min(min(filter(None, r["gradient"])) for r in results)
+        panel.annotate(
+            "exactly 0 from here down:\nfloat32 has nothing smaller",
+            xy=(min(ends), lowest),
+            xytext=(0.03, 0.2),
+            textcoords="axes fraction",
+            color=COLOURS["skip gradient overwritten"],
+            arrowprops={"arrowstyle": "->", "color": COLOURS["skip gradient overwritten"]},
+        )

@@ -1,0 +1,252 @@
+"""The depth study: its gradients are calculus, its claims are measured, its command behaves."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fastrms import reference
+from fastrms.demo import depth, show
+
+BY_NAME = {design.name: design for design in depth.DESIGNS}
+# Central differences in float64 with step h err by h**2 and by 2**-53 / h: h = 1e-5 leaves 1e-10
+# and 1e-11 of the values; stacks of 4 layers cost three more digits, ReLU kinks none at this step.
+STEP, FINITE_DIFFERENCE = 1e-5, 1e-6
+# A row of dx is within 2e-6 of its exact value (the library's promise) and so is a product with a
+# 16-wide float32 matrix; four layers of both add up to no more than 1e-5.
+FLOAT32_STACK = 1e-5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_blas_thread():
+    """On a busy machine a second one made a line of the study take 9 s, not 0.15: it waits."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):
+        yield
+
+
+def tiny(design, relu, layers=4, width=16, batch=3, gain=1.3):
+    """A small stack in float64, run forward and backward by the reference."""
+    rng = np.random.default_rng(3)
+    x, dout = rng.standard_normal((2, batch, width))
+    weights = depth.make_weights(layers, width, gain, rng, np.float64)
+    passed = depth.forward(x, weights, design, relu, reference)
+    return dout, weights, passed, depth.backward(dout, weights, design, passed, relu, reference)
+
+
+def central(loss, at):
+    """The gradient of loss at an array, one entry at a time."""
+    gradient = np.empty_like(at)
+    for i in np.ndindex(at.shape):
+        step = np.zeros_like(at)
+        step[i] = STEP
+        gradient[i] = (loss(at + step) - loss(at - step)) / (2 * STEP)
+    return gradient
+
+
+def assert_close(got, wanted, bound):
+    assert np.abs(got - wanted).max() <= bound * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("relu", ["first", "last"])
+@pytest.mark.parametrize("name", [d.name for d in depth.DESIGNS if not d.overwrite])
+def test_every_gradient_is_the_finite_difference(name, relu):
+    design = BY_NAME[name]
+    dout, weights, passed, grads = tiny(design, relu)
+
+    def rest(h, layer):  # the stack from `layer` on
+        return np.sum(dout * depth.forward(h, weights[layer:], design, relu, reference).stream[-1])
+
+    for layer, h in enumerate(passed.stream):
+        wanted = central(lambda value, layer=layer: rest(value, layer), h)
+        assert_close(grads.total[layer], wanted, FINITE_DIFFERENCE)
+
+
+@pytest.mark.parametrize("relu", ["first", "last"])
+@pytest.mark.parametrize("name", ["residual only", "RMSNorm + residual"])
+def test_each_route_is_the_finite_difference_with_the_other_held(name, relu):
+    design = BY_NAME[name]
+    dout, weights, passed, grads = tiny(design, relu)
+    for layer, weight in enumerate(weights):
+        h = passed.stream[layer]
+
+        def out(skip, through, layer=layer, weight=weight):
+            u = reference.rms_norm(through) if design.norm else through
+            h = skip + depth.branch(u, weight, relu)
+            above = depth.forward(h, weights[layer + 1 :], design, relu, reference)
+            return np.sum(dout * above.stream[-1])
+
+        by_skip = central(lambda value, h=h, out=out: out(value, h), h)
+        by_branch = central(lambda value, h=h, out=out: out(h, value), h)
+        assert_close(grads.by_skip[layer], by_skip, FINITE_DIFFERENCE)
+        assert_close(grads.by_branch[layer], by_branch, FINITE_DIFFERENCE)
+        assert_close(grads.total[layer], by_skip + by_branch, FINITE_DIFFERENCE)
+
+
+@pytest.mark.parametrize("relu", ["first", "last"])
+@pytest.mark.parametrize("name", BY_NAME)
+def test_the_library_gives_what_the_reference_gives(name, relu):
+    dout, weights, passed, exact = tiny(BY_NAME[name], relu)
+    weights32 = [weight.astype(np.float32) for weight in weights]
+    up = depth.forward(passed.stream[0].astype(np.float32), weights32, BY_NAME[name], relu)
+    down = depth.backward(dout.astype(np.float32), weights32, BY_NAME[name], up, relu)
+    for got, wanted in (
+        (up.stream, passed.stream),
+        *zip(vars(down).values(), vars(exact).values(), strict=True),
+    ):
+        for g, w in zip(got, wanted, strict=True):
+            assert g.dtype == np.float32
+            assert_close(g, w, FLOAT32_STACK)
+
+
+def test_the_overwritten_skip_is_the_branch_alone():
+    _, _, _, grads = tiny(BY_NAME["skip gradient overwritten"], "first")
+    for total, by_branch in zip(grads.total, grads.by_branch, strict=False):
+        np.testing.assert_array_equal(total, by_branch)
+
+
+@pytest.fixture(scope="module")
+def at():
+    """The study at its full size: {(design, gain): figures}."""
+    return {(r["design"], r["gain"]): r for r in depth.study()}
+
+
+def rate(series):
+    """Growth per layer, the mean over the stack."""
+    return (series[-1] / series[0]) ** (1 / (len(series) - 1))
+
+
+@pytest.mark.parametrize("gain", depth.GAINS)
+def test_plain_drifts_as_gain_to_the_power_of_the_depth(at, gain):
+    r = at["plain", gain]
+    far = r["rms"][-1]
+    assert far > 1e6 if gain > 1 else far < 1e-6
+    # A layer's log mean square wanders by about sqrt(5 / width) = 0.14 around log gain**2 (He et
+    # al.'s factor holds in the mean), after 128 layers by 0.8 in the log of the RMS: 0.6 % a layer;
+    # its mean is lower by 5 / (4 width) = 0.5 % a layer. 3 % is beyond both.
+    assert rate(r["rms"]) == pytest.approx(gain, rel=0.03)
+    assert rate(r["gradient"][::-1]) == pytest.approx(gain, rel=0.03)
+
+
+@pytest.mark.parametrize("gain", depth.GAINS)
+def test_residual_alone_grows_exponentially_at_both_gains(at, gain):
+    r = at["residual only", gain]
+    assert rate(r["rms"]) == pytest.approx((1 + gain**2) ** 0.5, rel=0.03)
+    assert rate(r["gradient"][::-1]) == pytest.approx((1 + gain**2) ** 0.5, rel=0.03)
+    assert np.mean(r["skip_share"]) == pytest.approx(1 / (1 + gain**2), rel=0.03)
+
+
+@pytest.mark.parametrize("gain", depth.GAINS)
+@pytest.mark.parametrize("name", [d.name for d in depth.DESIGNS if d.norm])
+def test_behind_a_norm_every_layer_sees_the_same_size(at, name, gain):
+    assert 0.5 < min(at[name, gain]["seen"]) <= max(at[name, gain]["seen"]) < 2
+
+
+@pytest.mark.parametrize("gain", depth.GAINS)
+def test_the_norm_alone_keeps_sizes_and_loses_the_inputs(at, gain):
+    r = at["RMSNorm only", gain]
+    # No drift, in contrast to plain; the same wandering, 0.8 in the log, is a factor of 2.2.
+    assert 1 / 5 < min(r["gradient"]) <= max(r["gradient"]) < 5
+    assert r["cosine"][-1] > 0.99
+    # The norm takes nothing but the size of each row: the directions are those of plain.
+    assert r["cosine"][-1] == pytest.approx(at["plain", gain]["cosine"][-1], abs=1e-3)
+    assert at["RMSNorm + residual", gain]["cosine"][-1] < 0.8
+
+
+@pytest.mark.parametrize("gain", depth.GAINS)
+def test_the_prenorm_stream_and_its_gradient_grow_with_the_root_of_the_depth(at, gain):
+    r = at["RMSNorm + residual", gain]
+    stream = (1 + gain**2 * np.arange(129)) ** 0.5
+    np.testing.assert_allclose(r["rms"], stream, rtol=0.15)
+    np.testing.assert_allclose(r["gradient"], stream[-1] / stream, rtol=0.15)
+    share = 1 - gain**2 / (1 + gain**2 * np.arange(1, 129))
+    assert np.mean(r["skip_share"]) == pytest.approx(share.mean(), abs=0.02)
+
+
+def test_the_skip_path_brings_the_gradient_down(at):
+    assert at["RMSNorm + residual", 0.7]["gradient"][0] > 1e3 * at["plain", 0.7]["gradient"][0]
+
+
+@pytest.mark.parametrize("gain", depth.GAINS)
+def test_overwriting_the_skip_gradient_loses_it(at, gain):
+    r = at["skip gradient overwritten", gain]
+    assert r["rms"] == at["RMSNorm + residual", gain]["rms"]  # the forward shows no mistake
+    factor = gain / (1 + gain**2 * np.arange(128)) ** 0.5
+    assert r["gradient"][118] == pytest.approx(np.prod(factor[118:]), rel=0.3)
+    assert r["gradient"][0] == 0  # theory: 1e-104 and less
+
+
+def test_with_relu_last_the_prenorm_stream_grows_with_the_depth_itself():
+    """A branch that ends in ReLU has a positive mean, 0.56 of its RMS: it adds up by layer."""
+    gain = 1.3
+    r = depth.measure(BY_NAME["RMSNorm + residual"], gain, relu="last")
+    per_layer = (r["rms"][128] - r["rms"][64]) / 64
+    assert per_layer == pytest.approx(gain / np.pi**0.5, rel=0.1)  # mean of ReLU: gain / sqrt(pi)
+    assert r["cosine"][-1] > 0.99
+
+
+def command(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "fastrms", "demo", "depth", *args], capture_output=True, text=True
+    )
+
+
+def test_the_command_prints_a_table_and_a_sentence():
+    run = command("--layers", "6")
+    assert run.returncode == 0
+    assert not run.stderr
+    assert all(run.stdout.count(name) >= 2 for name in BY_NAME)
+    assert run.stdout.strip().splitlines()[-1].startswith("At gain 1.3 / 0.7, after 6 layers")
+
+
+def test_the_command_prints_every_layer_as_json():
+    run = command("--layers", "6", "--gain", "1", "--json")
+    results = json.loads(run.stdout)
+    assert [r["design"] for r in results] == list(BY_NAME)
+    assert all(len(r["rms"]) == len(r["gradient"]) == 7 for r in results)
+
+
+def test_what_overflows_is_null_in_json():
+    r = depth.measure(BY_NAME["residual only"], 1e4, layers=12, width=16, batch=2)
+    assert json.loads(show.as_json([r]))[0]["rms"][-1] is None
+
+
+def test_the_picture(tmp_path):
+    pytest.importorskip("matplotlib", reason="the picture needs the extra [bench]")
+    run = command("--layers", "6", "--plot", str(tmp_path / "depth.png"))
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "depth.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["--layers", "0"], "at least 1"),
+        (["--gain", "-1"], "positive"),
+        (["--relu", "never"], "invalid choice"),
+        (["--layers", "2", "--plot", "no/such/folder/a.png"], "cannot write"),
+    ],
+)
+def test_a_refusal_is_one_line(args, reason):
+    run = command(*args)
+    assert run.returncode == 2
+    assert reason in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+def test_a_missing_extra_is_named():
+    code = (
+        "import sys; sys.modules['matplotlib'] = None; import fastrms.__main__ as m;"
+        "m.main(['demo', 'depth', '--plot', 'a.png'])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert 'pip install "fastrms[bench]"' in run.stderr
+    assert run.stderr.count("\n") == 1
