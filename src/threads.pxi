@@ -17,7 +17,7 @@ cdef extern from *:
 # From these many elements on (some 3 us) a call lets go of the GIL.
 cdef Py_ssize_t RELEASE_GIL = 16384
 # From these many on it uses threads. With a pool that still spins 2 threads win from 32,768 on
-# (1.2 times at 8 x 4096), but a pool at rest takes 30 to 50 us to wake: as long as the whole of
+# (1.2 times at 8 x 4096), but a pool at rest can take 0.1 ms to wake: as long as the whole of
 # 64 x 4096 on one thread, where calls in a row run 2.5 times as fast on two.
 cdef Py_ssize_t PARALLEL = 262144
 # dweight is summed over at most this many blocks, whatever the threads: 8 bytes * n each.
