@@ -21,32 +21,38 @@ cdef enum Path:
     WIDE        # larger; or there is a weight_offset: by float64
 
 
-cdef inline int finite_size(float value) noexcept nogil:
-    """The bits of |value|; 0 for an Inf or NaN, which no path can spoil."""
+cdef inline int larger(int highest, float value) noexcept nogil:
+    """The larger of two sizes, as bits; an Inf or a NaN is the largest."""
     cdef int bits = float_bits(value) & 0x7fffffff
-    return bits if bits < 0x7f800000 else 0
+    return bits if bits > highest else highest
 
 
-cdef inline Path choose_path(const float* weight, double weight_offset,
-                             Py_ssize_t n) noexcept nogil:
-    """How this weight is to be multiplied, for a whole job. weight (n,) IN, or NULL."""
-    cdef int[16] peak
-    cdef int bits, highest = 0
+cdef Path choose_path(const float* restrict weight, double weight_offset,
+                      Py_ssize_t n) noexcept nogil:
+    """How this weight is to be multiplied, for a whole job. weight (n,) IN, or NULL.
+
+    An Inf or NaN in it has no say: every path passes it on.
+    """
+    cdef int[64] peak       # four vectors, or a maximum waits for the one before it
+    cdef int highest = 0, infinity = 0x7f800000
     cdef Py_ssize_t i, k
     if weight == NULL:
         return UNWEIGHTED
     if weight_offset != 0:
         return WIDE
     memset(peak, 0, sizeof(peak))
-    for i in range(0, n - 15, 16):
-        for k in range(LANES):
-            bits = finite_size(weight[i + k])
-            peak[k] = bits if bits > peak[k] else peak[k]
-    for i in range(n - n % 16, n):
-        bits = finite_size(weight[i])
-        highest = bits if bits > highest else highest
-    for k in range(LANES):
+    for i in range(0, n - 63, 64):
+        for k in range(64):
+            peak[k] = larger(peak[k], weight[i + k])
+    for i in range(n - n % 64, n):
+        highest = larger(highest, weight[i])
+    for k in range(64):
         highest = peak[k] if peak[k] > highest else highest
+    if highest >= infinity:
+        highest = 0
+        for i in range(n):
+            if larger(0, weight[i]) < infinity:
+                highest = larger(highest, weight[i])
     if highest <= float_bits(PLAIN_WEIGHT):
         return PLAIN
     return LIFTED if highest <= float_bits(LIFTED_WEIGHT) else WIDE

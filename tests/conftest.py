@@ -23,6 +23,15 @@ from .signatures import MATRICES, ROWS, VECTORS, N  # noqa: E402
 SEED = 20191016
 
 
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory):
+    """Run outside of the checkout: `python -m` and `-c` in a test look into this folder first."""
+    previous = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+    yield
+    os.chdir(previous)
+
+
 @pytest.fixture(params=_core.available_isas())
 def isa(request):
     """Run the test on each instruction set that this CPU has."""

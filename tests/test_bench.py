@@ -13,22 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import fastrms
 from fastrms.bench import cases, schema
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 BENCH = Path(__file__).parent.parent / "bench"
-INSTALLED = Path(fastrms.__file__).parents[1]  # `python -m` looks in the working folder first
 TINY = ("--shape", "3x33", "--rounds", "1")
 
 
 def bench(*args, **more):
     command = [sys.executable, "-m", "fastrms", "bench", *map(str, args)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, cwd=INSTALLED, **more
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **more)
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +141,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
         "from fastrms.__main__ import main; sys.exit(main())"
     )
     command = [sys.executable, "-c", program, "bench", *shapes, "--json", tmp_path / "part.json"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=INSTALLED) as p:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
         lines = [p.stdout.readline() for _ in range(5)]  # three lines of header, and two rows
         p.send_signal(signal.SIGINT)
         out, error = p.communicate(timeout=60)
