@@ -69,35 +69,41 @@ cdef inline float scaled(const float* x, const float* weight, float inv_rms, Py_
     return value
 
 
-cdef inline void scale(float* restrict y, const float* restrict x, const float* restrict weight,
-                       float inv_rms, Py_ssize_t n, Path path, bint accumulate) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        if accumulate:
-            y[i] = y[i] + scaled(x, weight, inv_rms, i, path)
-        else:
-            y[i] = scaled(x, weight, inv_rms, i, path)
+cdef void scale_few(float* restrict y, const float* restrict x,
+                           const float* restrict weight, float inv_rms, Py_ssize_t n, Path path,
+                           bint accumulate) noexcept nogil:
+    """Scale n < 16 floats, as one vector under a mask."""
+    cdef Py_ssize_t k
+    for k in range(16):
+        if k < n:
+            if accumulate:
+                y[k] = y[k] + scaled(x, weight, inv_rms, k, path)
+            else:
+                y[k] = scaled(x, weight, inv_rms, k, path)
 
 
 cdef inline void scale_lines(float* restrict y, const float* restrict x,
                              const float* restrict weight, float inv_rms, Py_ssize_t n,
-                             Path path) noexcept nogil:
-    """scale, but each line of y is asked for 512 bytes before it is written. n % 16 == 0."""
+                             Path path, bint accumulate) noexcept nogil:
+    """Scale whole vectors, n % 16 == 0; each line of y is asked for 512 bytes ahead."""
     cdef Py_ssize_t i, k
     for i in range(0, n - 15, 16):
         prefetch_write(y + i + 128)
         for k in range(16):
-            y[i + k] = scaled(x, weight, inv_rms, i + k, path)
+            if accumulate:
+                y[i + k] = y[i + k] + scaled(x, weight, inv_rms, i + k, path)
+            else:
+                y[i + k] = scaled(x, weight, inv_rms, i + k, path)
 
 
 cdef inline void stream_lines(float* restrict y, const float* restrict x,
                               const float* restrict weight, float inv_rms, Py_ssize_t n,
                               const float* ahead, Path path) noexcept nogil:
-    """scale for a y that outgrows the cache: its lines are not read before they are written, and
+    """Scale for a y that outgrows the cache: its lines are not read before they are written, and
     the row `ahead` is fetched meanwhile. y is on a cache line, n % 16 == 0.
 
-    Of np.copyto's speed at 4096 x 4096: 0.78 as scale, 0.99 streamed, 1.33 with the fetch. In cache
-    it is half as fast as scale, so the door asks for it by size.
+    Of np.copyto's speed at 4096 x 4096: 0.78 as scale_lines, 0.99 streamed, 1.33 with the fetch. In
+    cache it is half as fast as those, so the door asks for it by size.
     """
     cdef float[16] line
     cdef Py_ssize_t i, k
@@ -117,17 +123,21 @@ cdef inline void scale_row(float* y, const float* x, const float* weight, float 
     The first floats go alone if that puts y on cache lines: NumPy's large arrays start 16 bytes
     past one, and stores (mostly loads too) that straddle two lines cost 1.2 to 1.5 times in cache.
     """
-    cdef Py_ssize_t head = min(<Py_ssize_t>floats_to_line(y), n), body = (n - head) // 16 * 16
-    if accumulate or n < 256 and not streamed:
-        scale(y, x, weight, inv_rms, n, path, accumulate)
-        return
-    scale(y, x, weight, inv_rms, head, path, False)
+    cdef Py_ssize_t head = 0, body
+    if n >= 256 or streamed:
+        head = min(<Py_ssize_t>floats_to_line(y), n)
+    body = (n - head) // 16 * 16
+    if head:
+        scale_few(y, x, weight, inv_rms, head, path, accumulate)
     if streamed:
         stream_lines(y + head, x + head, at(weight, head), inv_rms, body, ahead + head, path)
+    elif accumulate:
+        scale_lines(y + head, x + head, at(weight, head), inv_rms, body, path, True)
     else:
-        scale_lines(y + head, x + head, at(weight, head), inv_rms, body, path)
+        scale_lines(y + head, x + head, at(weight, head), inv_rms, body, path, False)
     head += body
-    scale(y + head, x + head, at(weight, head), inv_rms, n - head, path, False)
+    if head < n:
+        scale_few(y + head, x + head, at(weight, head), inv_rms, n - head, path, accumulate)
 
 
 cdef void scale_row_wide(float* y, const float* x, const float* weight, double inv_rms,
@@ -203,10 +213,18 @@ cdef void add_rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexce
         stream_fence()
 
 
-cdef inline void add(float* restrict residual, const float* restrict x,
-                     Py_ssize_t n) noexcept nogil:
+cdef void add_few(float* restrict residual, const float* restrict x,
+                         Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(16):
+        if k < n:
+            residual[k] = residual[k] + x[k]
+
+
+cdef inline void add_lines(float* restrict residual, const float* restrict x,
+                           Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
-    for i in range(n):
+    for i in range(n // 16 * 16):
         residual[i] = residual[i] + x[i]
 
 
@@ -223,13 +241,16 @@ cdef inline void add_row(float* residual, const float* x, double factor,
 
     residual (n,) IN-OUT; x (n,) IN. On cache lines, as scale_row.
     """
-    cdef Py_ssize_t head = floats_to_line(residual) if n >= 256 else 0
+    cdef Py_ssize_t head = min(<Py_ssize_t>floats_to_line(residual), n) if n >= 256 else 0
     if factor != 1.0:
         add_scaled(residual, x, factor, n)
         return
     if head:
-        add(residual, x, head)
-    add(residual + head, x + head, n - head)
+        add_few(residual, x, head)
+    add_lines(residual + head, x + head, n - head)
+    head += (n - head) // 16 * 16
+    if head < n:
+        add_few(residual + head, x + head, n - head)
 
 
 cdef void residual_add(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
