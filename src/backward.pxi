@@ -47,6 +47,25 @@ cdef void add_blocks(RowSums* restrict sums, const float* restrict dy, const flo
             raise_peak(&sums.dy_peak[k], tree(dy + i + k, dy + i + k))
 
 
+cdef void add_rest(RowSums* restrict sums, const float* restrict dy, const float* restrict x,
+                   const float* restrict g, Py_ssize_t n) noexcept nogil:
+    """add_blocks for n < 128 floats: vectors, the last of them under a mask, in float64."""
+    cdef Py_ssize_t i, k
+    cdef float x_k, g_k, dy_k
+    for i in range(0, n, 16):
+        for k in range(LANES):
+            x_k = g_k = dy_k = 0
+            if k < n - i:
+                x_k = x[i + k]
+                g_k = g[i + k]
+                dy_k = dy[i + k]
+            sums.squares[k] += <double>x_k * <double>x_k
+            sums.products[k] += <double>g_k * <double>x_k
+            raise_peak(&sums.x_peak[k], x_k * x_k)
+            raise_peak(&sums.g_peak[k], g_k * g_k)
+            raise_peak(&sums.dy_peak[k], dy_k * dy_k)
+
+
 cdef inline void sum_row(RowSums* sums, const float* restrict dy, const float* restrict x,
                          const float* restrict weight, Py_ssize_t n) noexcept nogil:
     """Phase one: the sums of a row, chunk by chunk in L1. dy, x, weight (n,) IN.
@@ -68,21 +87,19 @@ cdef inline void sum_row(RowSums* sums, const float* restrict dy, const float* r
                 g[k] = dy[i + k] * weight[i + k]
             g_now = g
         add_blocks(sums, dy + i, x + i, g_now, whole)
-        add_products_wide(sums.squares, x + i + whole, x + i + whole, width - whole)
-        add_products_wide(sums.products, g_now + whole, x + i + whole, width - whole)
-        for k in range(whole, width):
-            raise_peak(sums.x_peak, x[i + k] * x[i + k])
-            raise_peak(sums.g_peak, g_now[k] * g_now[k])
-            raise_peak(sums.dy_peak, dy[i + k] * dy[i + k])
+        if whole < width:
+            add_rest(sums, dy + i + whole, x + i + whole, g_now + whole, width - whole)
 
 
-cdef inline bint is_tame(const RowSums* sums, double inv_rms, double mean) noexcept nogil:
+cdef inline bint is_tame(const RowSums* sums, double inv_rms, double mean,
+                         Py_ssize_t n) noexcept nogil:
     """Whether float32 gives dx to 2e-6 (33 u) of the row's largest |dx|.
 
     Let G = max|g|, P = max|xhat| * |mean(g * xhat)|. Then g - xhat * mean is off by at most
     (2 G + 9 P) u, and by 6 G u for the error of the mean (its roundings taken as independent),
     while max|dx| / inv_rms >= G - P. P <= G / 2 keeps (2 G + 9 P + 6 G) u <= 33 u (G - P) with
-    room for the last two roundings. The peaks are squares, and g's lies within 8 G**2.
+    room for the last two roundings. The peaks are squares; g's is G**2 for n < 128, and lies
+    within 8 G**2 where it is a tree's.
     """
     cdef double xhat_peak = peak_of(sums.x_peak) * inv_rms * inv_rms
     cdef double g_peak = peak_of(sums.g_peak), dy_peak = peak_of(sums.dy_peak)
@@ -90,7 +107,7 @@ cdef inline bint is_tame(const RowSums* sums, double inv_rms, double mean) noexc
             and SMALL_SQUARE <= g_peak <= LARGE_SQUARE
             and SMALL_SQUARE <= dy_peak <= LARGE_SQUARE
             and SMALL_SQUARE <= xhat_peak
-            and xhat_peak * mean * mean <= g_peak / 32)
+            and xhat_peak * mean * mean <= g_peak / (4 if n < 128 else 32))
 
 
 cdef inline float gradient(float* group, const float* dy, const float* x, const float* weight,
@@ -208,7 +225,7 @@ cdef inline Row start_row(const Job* job, Py_ssize_t row, Py_ssize_t last) noexc
     mean = fold(sums.products) * inv_rms * job.inv_n
     out.inv_rms = <float>inv_rms
     out.mean = <float>mean
-    out.tame = is_tame(&sums, inv_rms, mean)
+    out.tame = is_tame(&sums, inv_rms, mean, job.n)
     return out
 
 
