@@ -45,7 +45,7 @@ cdef inline void add_products_wide(double* restrict lane, const float* restrict 
         add_few_products(lane, a + i, b + i, n - i)
 
 
-cdef inline double fold(double* lane) noexcept nogil:
+cdef double fold(double* lane) noexcept nogil:
     """Add up 16 lanes as a fixed tree."""
     cdef Py_ssize_t k
     for k in range(8):
@@ -55,7 +55,7 @@ cdef inline double fold(double* lane) noexcept nogil:
     return (lane[0] + lane[2]) + (lane[1] + lane[3])
 
 
-cdef inline double fold_spread(double* lane, Py_ssize_t n) noexcept nogil:
+cdef double fold_spread(double* lane, Py_ssize_t n) noexcept nogil:
     """fold, or INFINITY where one lane holds over a quarter of the sum: then an outlier's own
     roundings decide the error, and the row is to be summed in float64, as n < 128 is already.
     """
