@@ -69,9 +69,8 @@ cdef inline float scaled(const float* x, const float* weight, float inv_rms, Py_
     return value
 
 
-cdef void scale_few(float* restrict y, const float* restrict x,
-                           const float* restrict weight, float inv_rms, Py_ssize_t n, Path path,
-                           bint accumulate) noexcept nogil:
+cdef void scale_few(float* restrict y, const float* restrict x, const float* restrict weight,
+                    float inv_rms, Py_ssize_t n, Path path, bint accumulate) noexcept nogil:
     """Scale n < 16 floats, as one vector under a mask."""
     cdef Py_ssize_t k
     for k in range(16):
@@ -214,7 +213,7 @@ cdef void add_rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexce
 
 
 cdef void add_few(float* restrict residual, const float* restrict x,
-                         Py_ssize_t n) noexcept nogil:
+                  Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t k
     for k in range(16):
         if k < n:

@@ -35,6 +35,7 @@ cdef inline const float* at(const float* array, Py_ssize_t i) noexcept nogil:
 
 include "sums.pxi"
 include "forward.pxi"
+include "backward_sums.pxi"
 include "backward.pxi"
 
 cdef Table TABLE = Table(rms_norm, add_rms_norm, residual_add, backward, backward_few,
