@@ -18,7 +18,8 @@ FORWARD_ULP = 3.0
 FORWARD_ULP_UNWEIGHTED = 2.5
 # Of the largest |dx| of the row: 33 rounding units (is_tame in src/backward_sums.pxi).
 DX = 2e-6
-# Of the sum of |dy * xhat| down the column, beside the rounding of the result: 13 units (src/backward.pxi).
+# Of the sum of |dy * xhat| down the column, beside the rounding of the result: 13 units
+# (src/backward.pxi).
 DWEIGHT = 1e-6
 # Where float64 itself, the reference included, has cancelled to nothing: its own rounding.
 FLOAT64_NOISE = 64 * 2.0**-53

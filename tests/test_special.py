@@ -211,7 +211,7 @@ def test_true_overflow_is_inf(isa, draw, accumulate):
 def test_weight_at_the_end_of_the_range(isa):
     """The product of weight and a large x overflows, their normalised product does not."""
     x = np.full((2, N), FLOAT32_MAX)
-    weight = np.full(N, FLOAT32_MAX / 2)
+    weight = np.full(N, FLOAT32_MAX / 2, np.float32)
     exact = np.full((2, N), float(weight[0]))
     assert ulps(fastrms.rms_norm(x, weight, 0.0), exact) <= FORWARD_ULP
 
