@@ -4,18 +4,15 @@
 `fastrms.reference` defines every function in plain NumPy and float64.
 """
 
-from ._openmp import short_spin
-
 try:
-    with short_spin():
-        from ._core import (
-            add_rms_norm,
-            get_num_threads,
-            residual_add,
-            rms_norm,
-            rms_norm_backward,
-            set_num_threads,
-        )
+    from ._core import (
+        add_rms_norm,
+        get_num_threads,
+        residual_add,
+        rms_norm,
+        rms_norm_backward,
+        set_num_threads,
+    )
 except ModuleNotFoundError as error:
     if error.name != "fastrms._core":
         raise

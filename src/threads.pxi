@@ -16,10 +16,12 @@ cdef extern from *:
 
 # From these many elements on (some 3 us) a call lets go of the GIL.
 cdef Py_ssize_t RELEASE_GIL = 16384
-# From these many on it uses threads. With a pool that still spins 2 threads win from 32,768 on
-# (1.2 times at 8 x 4096), but a pool at rest can take 0.1 ms to wake: as long as the whole of
-# 64 x 4096 on one thread, where calls in a row run 2.5 times as fast on two.
-cdef Py_ssize_t PARALLEL = 262144
+# From these many on, 512 x 4096, it uses threads. Calls in a row gain from 32,768 on (1.2 times on
+# two threads at 8 x 4096, 2.5 times at 64 x 4096), but a pool at rest has to wake first, and where
+# the kernel wakes a thread on the caller's own CPU, libgomp's caller spins in its way: a call after
+# 20 ms of rest took 6 ms instead of 0.6 at 256 x 4096, and 1.2 ms instead of 1.1 at 512 x 4096.
+# (A shorter GOMP_SPINCOUNT mends that call, and leaves calls in a row on one CPU.)
+cdef Py_ssize_t parallel_from = 1 << 21
 # dweight is summed over at most this many blocks, whatever the threads: 8 bytes * n each.
 cdef Py_ssize_t MOST_BLOCKS = 64
 cdef Py_ssize_t LEAST_BLOCK = 32
@@ -73,6 +75,13 @@ def get_num_threads():
     return thread_count()
 
 
+def set_parallel_from(elements):
+    """Use threads from this many elements on, for tests and measurements; return what it was."""
+    global parallel_from
+    previous, parallel_from = parallel_from, elements
+    return previous
+
+
 cdef int thread_count() noexcept nogil:
     cdef int limit = omp_get_max_threads()
     if forked or FASTRMS_OPENMP == 0:
@@ -107,7 +116,7 @@ cdef inline bint outgrows_cache(Py_ssize_t elements) noexcept nogil:
 cdef void run_rows(rows_kernel kernel, const Job* job, Py_ssize_t rows) noexcept nogil:
     """Run a kernel over all rows, on one thread or split evenly over several."""
     cdef int part, parts = 1
-    if rows > 1 and rows * job.n >= PARALLEL:
+    if rows > 1 and rows * job.n >= parallel_from:
         parts = <int>min(<Py_ssize_t>thread_count(), rows)
     if parts == 1:
         kernel(job, 0, rows)
@@ -120,7 +129,7 @@ cdef int run(rows_kernel kernel, const Job* job, Py_ssize_t rows) except -1:
     """run_rows, without the GIL where the work is worth letting go of it."""
     if rows * job.n == 0:
         return 0
-    if rows * job.n < RELEASE_GIL:
+    if rows * job.n < min(RELEASE_GIL, parallel_from):
         kernel(job, 0, rows)
     else:
         with nogil:
@@ -170,14 +179,14 @@ cdef int run_backward(const Job* job, Py_ssize_t rows, float* dweight,
     if rows * n < RELEASE_GIL and 0 < rows <= 8 and not accumulate:
         if kernels.backward_few(job, rows, dweight):
             return 0
-    if rows * n >= PARALLEL:
+    if rows * n >= parallel_from:
         parts = <int>min(<Py_ssize_t>thread_count(), blocks)
     if dweight != NULL:
         total = <double*>PyMem_RawCalloc(n, (1 + (blocks if parts > 1 else 1)) * sizeof(double))
         if total == NULL:
             raise MemoryError()
         scratch = total + n
-    if rows * n < RELEASE_GIL:
+    if rows * n < min(RELEASE_GIL, parallel_from):
         run_blocks(job, rows, 1, total, scratch)
     else:
         with nogil:

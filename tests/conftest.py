@@ -43,20 +43,22 @@ def isa(request):
 
 @pytest.fixture(params=(1, 2, 3), ids="threads{}".format)
 def threads(request):
-    """Run the test with each number of threads."""
-    previous = fastrms.get_num_threads()
+    """Run the test with each number of threads, which take part in the smallest call."""
+    previous, size = fastrms.get_num_threads(), _core.set_parallel_from(1)
     fastrms.set_num_threads(request.param)
     yield request.param
     fastrms.set_num_threads(previous)
+    _core.set_parallel_from(size)
 
 
 @pytest.fixture
 def restore():
-    """Put the instruction set and the thread count back after a test that changes them itself."""
-    isa, count = _core.current(), fastrms.get_num_threads()
+    """Let threads take part in the smallest call, and put back what the test changes itself."""
+    isa, count, size = _core.current(), fastrms.get_num_threads(), _core.set_parallel_from(1)
     yield
     _core.use_isa(isa)
     fastrms.set_num_threads(count)
+    _core.set_parallel_from(size)
 
 
 @pytest.fixture

@@ -165,6 +165,7 @@ FORK = """
 import os, signal, sys
 import numpy as np
 import fastrms
+fastrms._core.set_parallel_from(1)
 x = np.random.default_rng(0).standard_normal({shape}, dtype=np.float32)
 fastrms.set_num_threads(3)
 before = fastrms.rms_norm(x)
