@@ -112,7 +112,7 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     job.x = <const float*>cnp.PyArray_DATA(x_in)
     job.y = <float*>cnp.PyArray_DATA(y)
     rows = count_rows(x_in)
-    job.stream = (not accumulate and job.y != job.x and outgrows_cache(2 * rows * job.n))
+    job.stream = (not accumulate and job.y != job.x and outgrows_cache(2 * rows * job.n, job.n))
     run(kernels.rms_norm, &job, rows)
     write_back(y)
     return result
@@ -220,7 +220,7 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
         dweight_data = <float*>cnp.PyArray_DATA(dweight_out)
     rows = count_rows(x_in)
     job.stream = (not job.accumulate and job.dx != job.x and job.dx != job.dy
-                  and outgrows_cache(3 * rows * job.n))
+                  and outgrows_cache(3 * rows * job.n, job.n))
     run_backward(&job, rows, dweight_data, accumulate and dweight is not None)
     write_back(dx_out)
     if dweight_out is not None:
@@ -294,7 +294,7 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
     job.residual = <float*>cnp.PyArray_DATA(stream)
     job.y = <float*>cnp.PyArray_DATA(y)
     rows = count_rows(x_in)
-    job.stream = job.y != job.x and outgrows_cache(3 * rows * job.n)
+    job.stream = job.y != job.x and outgrows_cache(3 * rows * job.n, job.n)
     run(kernels.add_rms_norm, &job, rows)
     write_back(stream)
     write_back(y)
