@@ -42,7 +42,7 @@ def _gather() -> dict[str, dict[str, Any]]:
     build = _core.build_info()
     return {
         "fastrms": {"version": __version__},
-        "build": {"compiler": build["compiler"], "flags": build["flags"][build["isa"]]},
+        "build": {"compiler": build["compiler"], "flags": build["flags"]},
         "instruction set": {"in use": build["isa"], "available": ", ".join(build["isas"])},
         "threads": {
             "in use": _core.get_num_threads(),

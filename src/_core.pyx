@@ -364,8 +364,7 @@ def build_info():
     """Return what this build is, as a dict: compiler, flags, instruction sets, OpenMP."""
     return {
         "compiler": COMPILER.decode(),
-        "flags": {isa: import_module(f"fastrms.{ISA_MODULES[isa]}").flags
-                  for isa in available_isas()},
+        "flags": import_module(f"fastrms.{ISA_MODULES[current_isa]}").flags,
         "openmp": FASTRMS_OPENMP,
         "isa": current_isa,
         "isas": available_isas(),

@@ -114,7 +114,6 @@ cdef inline Row start_row(const Job* job, Py_ssize_t row, Py_ssize_t last) noexc
     out.dx = job.dx + row * job.dx_stride
     out.x_ahead = job.x + min(row + 8, last - 1) * job.x_stride
     out.dy_ahead = job.dy + min(row + 8, last - 1) * job.dy_stride
-    out.tame = False
     sum_row(&sums, out.dy, out.x, job.factor, job.n)
     inv_rms = 1.0 / sqrt(fold(sums.squares) * job.inv_n + job.eps)
     mean = fold(sums.products) * inv_rms * job.inv_n

@@ -28,8 +28,8 @@ cdef Py_ssize_t LEAST_BLOCK = 32
 
 # An output is streamed past the cache when what a call reads and writes exceeds the last-level
 # cache, of which a core is taken to have 64 MiB at most: a server's is shared with others.
-cdef Py_ssize_t LEAST_STREAMED = 512
 cdef Py_ssize_t STREAM_BYTES = min(<Py_ssize_t>last_level_cache(), <Py_ssize_t>64 << 20)
+cdef Py_ssize_t LEAST_STREAMED = 512    # floats in a row
 
 cdef int wanted_threads = 0        # 0: what OpenMP would use
 cdef int openmp_threads = omp_get_max_threads()
