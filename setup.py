@@ -36,6 +36,7 @@ KERNELS = [
     "-fno-inline-functions",
     "-fno-inline-functions-called-once",
     "-fno-inline-small-functions",
+    "--param=max-completely-peel-times=7",
 ]
 ISA_FLAGS = {
     "baseline": [],

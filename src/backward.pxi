@@ -108,6 +108,7 @@ cdef inline Row start_row(const Job* job, Py_ssize_t row, Py_ssize_t last) noexc
     """Phase one for a row, and whether phase two may run in float32."""
     cdef Row out
     cdef RowSums sums
+    cdef double[2] folded
     cdef double inv_rms, mean
     out.x = job.x + row * job.x_stride
     out.dy = job.dy + row * job.dy_stride
@@ -115,8 +116,9 @@ cdef inline Row start_row(const Job* job, Py_ssize_t row, Py_ssize_t last) noexc
     out.x_ahead = job.x + min(row + 8, last - 1) * job.x_stride
     out.dy_ahead = job.dy + min(row + 8, last - 1) * job.dy_stride
     sum_row(&sums, out.dy, out.x, job.factor, job.n)
-    inv_rms = 1.0 / sqrt(fold(sums.squares) * job.inv_n + job.eps)
-    mean = fold(sums.products) * inv_rms * job.inv_n
+    fold(folded, sums.lanes, 2, False)
+    inv_rms = 1.0 / sqrt(folded[0] * job.inv_n + job.eps)
+    mean = folded[1] * inv_rms * job.inv_n
     out.inv_rms = <float>inv_rms
     out.mean = <float>mean
     out.tame = is_tame(&sums, inv_rms, mean, job.n)

@@ -5,8 +5,7 @@ cdef double SMALL_SQUARE = 2.0 ** -100
 cdef double LARGE_SQUARE = 2.0 ** 100
 
 cdef struct RowSums:
-    double[16] squares      # of x * x
-    double[16] products     # of g * x
+    double[32] lanes        # 16 of x * x, 16 of g * x
     int[16] x_peak          # the bits of the largest tree of x * x: 1 to 8 times the largest x * x
     int[16] g_peak
     int[16] dy_peak
@@ -35,11 +34,11 @@ cdef void add_blocks(RowSums* restrict sums, const float* restrict dy, const flo
     cdef Py_ssize_t i, k
     for i in range(0, n - 127, 128):
         for k in range(LANES):
-            sums.squares[k] += <double>tree(x + i + k, x + i + k)
-            sums.products[k] += <double>tree(g + i + k, x + i + k)
-            raise_peak(&sums.x_peak[k], tree(x + i + k, x + i + k))
-            raise_peak(&sums.g_peak[k], tree(g + i + k, g + i + k))
-            raise_peak(&sums.dy_peak[k], tree(dy + i + k, dy + i + k))
+            sums.lanes[k] += <double>tree8(x + i + k, x + i + k)
+            sums.lanes[LANES + k] += <double>tree8(g + i + k, x + i + k)
+            raise_peak(&sums.x_peak[k], tree8(x + i + k, x + i + k))
+            raise_peak(&sums.g_peak[k], tree8(g + i + k, g + i + k))
+            raise_peak(&sums.dy_peak[k], tree8(dy + i + k, dy + i + k))
 
 
 cdef void add_rest(RowSums* restrict sums, const float* restrict dy, const float* restrict x,
@@ -54,8 +53,8 @@ cdef void add_rest(RowSums* restrict sums, const float* restrict dy, const float
                 x_k = x[i + k]
                 g_k = g[i + k]
                 dy_k = dy[i + k]
-            sums.squares[k] += <double>x_k * <double>x_k
-            sums.products[k] += <double>g_k * <double>x_k
+            sums.lanes[k] += <double>x_k * <double>x_k
+            sums.lanes[LANES + k] += <double>g_k * <double>x_k
             raise_peak(&sums.x_peak[k], x_k * x_k)
             raise_peak(&sums.g_peak[k], g_k * g_k)
             raise_peak(&sums.dy_peak[k], dy_k * dy_k)
@@ -71,7 +70,7 @@ cdef inline void sum_row(RowSums* sums, const float* restrict dy, const float* r
     cdef const float* g_now
     cdef Py_ssize_t i, k, width, whole
     for k in range(LANES):      # not one memset: GCC makes that `rep stos`, 4 % of a row of 128
-        sums.squares[k] = sums.products[k] = 0
+        sums.lanes[k] = sums.lanes[LANES + k] = 0
         sums.x_peak[k] = sums.g_peak[k] = sums.dy_peak[k] = 0
     for i in range(0, n, 512):
         width = min(<Py_ssize_t>512, n - i)

@@ -24,6 +24,7 @@ cdef extern from "machine.h" nogil:
 
 cdef enum:
     LANES = 16     # one AVX-512 vector, two of AVX, four of SSE or NEON
+    GROUP = 8      # short rows at a time, so that one's root and division hide behind others' sums
 
 
 cdef inline const float* at(const float* array, Py_ssize_t i) noexcept nogil:
