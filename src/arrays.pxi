@@ -1,6 +1,10 @@
 # The door's array checks: what comes in is a float32 ndarray or is refused with a message that
 # names the argument, what was wanted and what came; what goes to a kernel is rows of one stride.
-# Nothing here writes to an array but NumPy's own write-back of a copied output.
+# Nothing here writes to an array but NumPy's own copy back into an output.
+
+cdef enum:
+    INFINITY_BITS = 0x7ff0000000000000
+    NEGATIVE_ZERO_BITS = -0x8000000000000000
 
 cdef inline cnp.ndarray as_array(object value, str name):
     """`value` as a plain float32 ndarray over the same memory, or TypeError / ValueError."""
@@ -92,8 +96,9 @@ cdef double checked_number(object value, str name) except? -1.0:
 
 
 cdef inline double as_eps(object value) except? -1.0:
+    """A number that is zero or more, by its bits: comparing it would raise floating-point flags."""
     cdef double eps = as_number(value, "eps")
-    if not eps >= 0:
+    if not (0 <= double_bits(eps) <= INFINITY_BITS or double_bits(eps) == NEGATIVE_ZERO_BITS):
         raise ValueError(f"eps must be zero or more, got {eps}")
     return eps
 
@@ -157,24 +162,27 @@ cdef cnp.ndarray input_rows(cnp.ndarray array, Py_ssize_t* stride):
 
 
 cdef cnp.ndarray output_rows(cnp.ndarray array, Py_ssize_t* stride):
-    """The array itself if a kernel can walk its rows, else a copy that NumPy will write back.
+    """The array itself if a kernel can walk its rows, else a copy that write_back takes home.
 
     Rows that overlap each other (a stride below the row's length) go by copy too.
     """
     if row_stride(array, stride) and (abs(stride[0]) >= last_axis(array)
                                       or count_rows(array) <= 1):
         return array
-    array = PyArray_FromArray(
-        array, NULL,
-        cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE
-        | cnp.NPY_ARRAY_ENSURECOPY | NPY_ARRAY_WRITEBACKIFCOPY)
+    array = copy_of(array)
     row_stride(array, stride)
     return array
 
 
-cdef inline int write_back(cnp.ndarray array) except -1:
-    """Copy a write-back copy into the array that it stands for; nothing for any other."""
-    return PyArray_ResolveWritebackIfCopy(array)
+cdef inline int write_back(cnp.ndarray target, cnp.ndarray rows) except -1:
+    """Copy the rows that output_rows made into the array that they stand for.
+
+    Not NumPy's WRITEBACKIFCOPY: a call that ends early only drops this copy, and an array that
+    came with that flag (an operand of np.nditer) keeps it.
+    """
+    if rows is not target:
+        cnp.PyArray_CopyAnyInto(target, rows)
+    return 0
 
 
 # ---- overlap ----------------------------------------------------------------------------------
