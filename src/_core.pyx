@@ -11,7 +11,7 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_AsDouble, PyFloat_CheckExact
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cython.parallel cimport prange
@@ -19,6 +19,9 @@ from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 from kernels cimport Job, Table, rows_kernel
+
+cdef extern from "Python.h":
+    double PyFloat_AsDouble(object) except *
 
 cdef extern from "numpy/arrayobject.h":
     bint PyArray_CheckExact(object)
@@ -81,6 +84,9 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     -----
     At most 3 ulp from the exact result (2.5 without weight) over the whole float32 range. A row
     gives the same bits whatever the batch, threads, strides or CPU.
+
+    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements; a longer row is not cut. The
+    first rows of `out` are then done, the others as they were (all, where its layout took a copy).
 
     References
     ----------
@@ -164,6 +170,9 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     -----
     dx is within 2e-6 of its row's largest element; dweight within 1e-6 of the sum of
     |dy * xhat|, and its order of summation depends on the number of rows alone.
+
+    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements; 8 rows that are longer are not
+    cut. Some rows of `dx` are then done, the others and `dweight` are as they were.
 
     References
     ----------
@@ -256,6 +265,10 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
         If a shape does not fit, eps is negative or NaN, an output is read-only, or `out` shares
         memory with `residual`. After a refusal every array is as it was.
 
+    Notes
+    -----
+    Ctrl-C ends a call as it ends `rms_norm`: the first rows of both outputs are done.
+
     References
     ----------
     Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
@@ -327,6 +340,10 @@ def residual_add(residual, x, scale=1.0):
     ValueError
         If the shapes differ or `residual` is read-only. After a refusal every array is as it was.
 
+    Notes
+    -----
+    Ctrl-C ends a call as it ends `rms_norm`: the first rows of `residual` are done.
+
     Examples
     --------
     >>> import numpy as np, fastrms
@@ -337,7 +354,7 @@ def residual_add(residual, x, scale=1.0):
     cdef cnp.ndarray x_in = as_array(x, "x"), stream, stream_rows
     stream = as_output(residual, "residual", x_in, "x")
     job.n = last_axis(x_in)
-    job.scale = as_number(scale, "scale")
+    take_number(&job.scale, scale, "scale")
     job.factor = NULL
     x_in = input_rows(apart(x_in, stream), &job.x_stride)
     stream_rows = output_rows(stream, &job.residual_stride)
@@ -353,8 +370,8 @@ cdef inline int start_job(Job* job, Py_ssize_t n, object eps, object weight_offs
     """Fill in what every normalising job has, with no weight yet."""
     job.n = n
     job.stream = False
-    job.eps = as_eps(eps)
-    job.weight_offset = as_number(weight_offset, "weight_offset")
+    take_eps(&job.eps, eps)
+    take_number(&job.weight_offset, weight_offset, "weight_offset")
     job.weight = job.factor = NULL
     job.accumulate = accumulate
     return 0

@@ -82,25 +82,29 @@ cdef tuple shape_of(cnp.ndarray array):
     return (<object>array).shape
 
 
-cdef inline double as_number(object value, str name) except? -1.0:
+cdef inline int take_number(double* number, object value, str name) except -1:
+    """*number = value. No double is returned: Cython would compare it with the value for errors,
+    and that can raise floating-point flags in the caller's state."""
     if PyFloat_CheckExact(value):
-        return PyFloat_AS_DOUBLE(value)
-    return checked_number(value, name)
+        number[0] = PyFloat_AS_DOUBLE(value)
+        return 0
+    return take_other_number(number, value, name)
 
 
-cdef double checked_number(object value, str name) except? -1.0:
+cdef int take_other_number(double* number, object value, str name) except -1:
     try:
-        return PyFloat_AsDouble(value)
+        number[0] = PyFloat_AsDouble(value)
     except TypeError:
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}") from None
+    return 0
 
 
-cdef inline double as_eps(object value) except? -1.0:
-    """A number that is zero or more, by its bits: comparing it would raise floating-point flags."""
-    cdef double eps = as_number(value, "eps")
-    if not (0 <= double_bits(eps) <= INFINITY_BITS or double_bits(eps) == NEGATIVE_ZERO_BITS):
-        raise ValueError(f"eps must be zero or more, got {eps}")
-    return eps
+cdef inline int take_eps(double* eps, object value) except -1:
+    take_number(eps, value, "eps")
+    cdef int64_t bits = double_bits(eps[0])
+    if not (0 <= bits <= INFINITY_BITS or bits == NEGATIVE_ZERO_BITS):
+        raise ValueError(f"eps must be zero or more, got {eps[0]}")
+    return 0
 
 
 # ---- rows -------------------------------------------------------------------------------------

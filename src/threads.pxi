@@ -260,7 +260,7 @@ cdef int run_pieces(const Job* job, const Blocks* blocks) except -1:
 
 cdef void run_blocks(const Job* job, const Blocks* blocks, Py_ssize_t first, Py_ssize_t last,
                      Py_ssize_t row, Py_ssize_t count) noexcept nogil:
-    """Rows [row, row + count) of the blocks [first, last), whose sums join dweight at their ends."""
+    """Rows [row, row + count) of the blocks [first, last); a block that ends joins dweight."""
     cdef Py_ssize_t b, n = job.n if blocks.sums != NULL else 0
     cdef bint ends = blocks.sums != blocks.dweight and row + count >= blocks.size
     cdef int parts = blocks.parts
