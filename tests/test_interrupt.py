@@ -1,5 +1,5 @@
 """A signal during a long call: its handler runs between two pieces of the work, and what it raises
-ends the call there. How soon after Ctrl-C that is, .ci/gates/interrupt measures.
+ends the call there. How soon after Ctrl-C that is, .ci/gates/interrupt.py measures.
 """
 
 import signal
