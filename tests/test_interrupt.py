@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import tracemalloc
+from array import array
 from contextlib import contextmanager
 
 import numpy as np
@@ -35,8 +36,11 @@ def _ticks(handler):
 def _interrupt(function, arguments, inside):
     """Call, and raise KeyboardInterrupt from the first handler that runs inside of the work."""
 
+    raised = []
+
     def handler(*_):
-        if inside():
+        if not raised and inside():
+            raised.append(True)
             raise KeyboardInterrupt
 
     with _ticks(handler), pytest.raises(KeyboardInterrupt):
@@ -128,3 +132,64 @@ def test_handler_that_returns(restore, draw):
         other.join()
     assert set(calls) == {threading.main_thread()}
     assert len(set(dweight)) == 1
+
+
+# Arrays that are pulled away while a call works on them: by a handler, which is inside for certain.
+
+
+def test_the_last_reference_goes(draw):
+    held = _arguments("rms_norm", draw)
+    row = held["x"][:1].copy()
+    expected = fastrms.rms_norm(row, held["weight"])
+    out = held.pop("out")
+
+    def call():
+        return fastrms.rms_norm(held.pop("x"), held.pop("weight"), out=out)
+
+    def pull(*_):
+        nonlocal out, pulled
+        if out is not None and out[0, 0] != HELD:
+            out, pulled = None, True
+
+    pulled = False
+    with _ticks(pull):
+        result = call()
+    assert pulled
+    assert (result == expected).all()
+
+
+@pytest.mark.parametrize("name", ["x", "residual"])
+def test_resize_is_refused(draw, name):
+    arguments = {"x": np.tile(draw(N), (ROWS, 1)), "residual": np.full((ROWS, N), HELD)}
+    expected = arguments["x"][0] + HELD
+    watched, errors = arguments["residual"], []
+
+    def resize(*_):
+        if watched[0, 0] != HELD and not errors:
+            try:
+                arguments[name].resize(1)
+            except ValueError as error:
+                errors.append(error)
+
+    with _ticks(resize):
+        fastrms.residual_add(**arguments)
+    assert "cannot resize" in str(errors[0])
+    assert (arguments["residual"] == expected).all()
+
+
+def test_exported_buffer_cannot_grow(draw):
+    buffer = array("f", bytes(4 * ROWS * N))
+    x, errors = np.broadcast_to(draw(N), (ROWS, N)), []
+
+    def grow(*_):
+        if buffer[0] != 0 and not errors:
+            try:
+                buffer.append(1)
+            except BufferError as error:
+                errors.append(error)
+
+    with _ticks(grow):
+        fastrms.residual_add(memoryview(buffer).cast("b").cast("f", (ROWS, N)), x)
+    assert "exporting buffers" in str(errors[0])
+    assert (np.frombuffer(buffer, np.float32).reshape(ROWS, N) == x).all()
+    buffer.append(1)
