@@ -134,6 +134,17 @@ def test_handler_that_returns(restore, draw):
     assert len(set(dweight)) == 1
 
 
+def test_pieces_of_a_block_add_up_to_the_same_bits(restore, draw):
+    """One thread takes two pieces for a block of dweight, two threads take four."""
+    shape = 64, 1 << 20
+    x, dy, weight = np.broadcast_to(draw(shape[1]), shape), draw(*shape), draw(shape[1])
+    results = []
+    for count in (1, 2):
+        fastrms.set_num_threads(count)
+        results.append(fastrms.rms_norm_backward(dy, x, weight)[1].tobytes())
+    assert results[0] == results[1]
+
+
 # Arrays that are pulled away while a call works on them: by a handler, which is inside for certain.
 
 
