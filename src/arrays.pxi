@@ -2,9 +2,7 @@
 # names the argument, what was wanted and what came; what goes to a kernel is rows of one stride.
 # Nothing here writes to an array but NumPy's own copy back into an output.
 
-cdef enum:
-    INFINITY_BITS = 0x7ff0000000000000
-    NEGATIVE_ZERO_BITS = -0x8000000000000000
+cdef int64_t INFINITY_BITS = 0x7ff0000000000000
 
 cdef inline cnp.ndarray as_array(object value, str name):
     """`value` as a plain float32 ndarray over the same memory, or TypeError / ValueError."""
@@ -100,9 +98,10 @@ cdef int take_other_number(double* number, object value, str name) except -1:
 
 
 cdef inline int take_eps(double* eps, object value) except -1:
+    cdef int64_t bits
     take_number(eps, value, "eps")
-    cdef int64_t bits = double_bits(eps[0])
-    if not (0 <= bits <= INFINITY_BITS or bits == NEGATIVE_ZERO_BITS):
+    bits = double_bits(eps[0])      # INT64_MIN is -0.0
+    if not (0 <= bits <= INFINITY_BITS or bits == INT64_MIN):
         raise ValueError(f"eps must be zero or more, got {eps[0]}")
     return 0
 

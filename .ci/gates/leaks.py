@@ -24,6 +24,7 @@ def cases():
     rng = np.random.default_rng(0)
     x, dy, residual = (rng.standard_normal((4, 70), np.float32) for _ in range(3))
     weight, out, few = x[0].copy(), np.empty_like(x), memoryview(x)
+    many = np.repeat(x, 10, axis=0)  # more than one block of dweight
     apart, huge = np.empty((70, 4), np.float32).T, np.broadcast_to(x[0], (1 << 50, 70))
     norm, backward = fastrms.rms_norm, fastrms.rms_norm_backward
     add, residual_add = fastrms.add_rms_norm, fastrms.residual_add
@@ -35,6 +36,7 @@ def cases():
         lambda: backward(dy, x, weight),
         lambda: backward(dy, x, weight, weight_offset=1.0, dx=apart, dweight=x[0, ::-1].copy()),
         lambda: backward(x, x, weight, dx=out, accumulate=True),
+        lambda: backward(many, many, weight),
         lambda: add(dy, residual.copy(), weight),
         lambda: add(dy, apart, weight, out=out),
         lambda: residual_add(apart, x, 0.5),
