@@ -10,19 +10,21 @@ from importlib.util import find_spec
 import numpy as np
 
 cimport numpy as cnp
-from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_AsDouble, PyFloat_CheckExact
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cython.parallel cimport prange
+from libc.stdint cimport INT64_MIN, int64_t
 from libc.string cimport memset
 
 from kernels cimport Job, Table, rows_kernel
 
+cdef extern from "Python.h":
+    double PyFloat_AsDouble(object) except *
+
 cdef extern from "numpy/arrayobject.h":
     bint PyArray_CheckExact(object)
-    cnp.ndarray PyArray_FromArray(cnp.ndarray, void* same_dtype, int requirements)
-    int PyArray_ResolveWritebackIfCopy(cnp.ndarray) except -1
-    const int NPY_ARRAY_WRITEBACKIFCOPY
 
 cdef extern from *:
     """
@@ -35,6 +37,9 @@ cdef extern from *:
     #endif
     """
     const char* COMPILER "FASTRMS_COMPILER"
+
+cdef extern from "machine.h" nogil:
+    int64_t double_bits(double value)
 
 cnp.import_array()
 
@@ -80,6 +85,9 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     At most 3 ulp from the exact result (2.5 without weight) over the whole float32 range. A row
     gives the same bits whatever the batch, threads, strides or CPU.
 
+    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements; a longer row is not cut. The
+    first rows of `out` are then done, the others as they were (all, where its layout took a copy).
+
     References
     ----------
     Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
@@ -91,7 +99,7 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     array([[0.8485278, 1.1313704]], dtype=float32)
     """
     cdef Job job
-    cdef cnp.ndarray x_in = as_array(x, "x"), y, w = None
+    cdef cnp.ndarray x_in = as_array(x, "x"), y, y_rows, w = None
     cdef object result = out
     cdef Py_ssize_t rows
     start_job(&job, last_axis(x_in), eps, weight_offset, accumulate)
@@ -108,13 +116,13 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
         w = weight_beside(w, y)
         job.weight = <const float*>cnp.PyArray_DATA(w)
     x_in = input_rows(x_in, &job.x_stride)
-    y = output_rows(y, &job.y_stride)
+    y_rows = output_rows(y, &job.y_stride)
     job.x = <const float*>cnp.PyArray_DATA(x_in)
-    job.y = <float*>cnp.PyArray_DATA(y)
+    job.y = <float*>cnp.PyArray_DATA(y_rows)
     rows = count_rows(x_in)
     job.stream = (not accumulate and job.y != job.x and outgrows_cache(2 * rows * job.n, job.n))
     run(kernels.rms_norm, &job, rows)
-    write_back(y)
+    write_back(y, y_rows)
     return result
 
 
@@ -163,6 +171,9 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     dx is within 2e-6 of its row's largest element; dweight within 1e-6 of the sum of
     |dy * xhat|, and its order of summation depends on the number of rows alone.
 
+    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements; 8 rows that are longer are not
+    cut. Some rows of `dx` are then done, the others and `dweight` are as they were.
+
     References
     ----------
     Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
@@ -177,7 +188,7 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     """
     cdef Job job
     cdef cnp.ndarray x_in = as_array(x, "x"), dy_in = as_array(dy, "dy")
-    cdef cnp.ndarray dx_out, dweight_out = None, w = None, factor
+    cdef cnp.ndarray dx_out, dx_rows, dweight_out = None, dweight_row = None, w = None, factor
     cdef object dx_result = dx, dweight_result = dweight
     cdef float* dweight_data = NULL
     cdef Py_ssize_t rows, unused
@@ -206,25 +217,23 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
         job.weight = <const float*>cnp.PyArray_DATA(w)
     x_in = input_rows(x_in, &job.x_stride)
     dy_in = input_rows(dy_in, &job.dy_stride)
-    dx_out = output_rows(dx_out, &job.dx_stride)
+    dx_rows = output_rows(dx_out, &job.dx_stride)
     job.x = <const float*>cnp.PyArray_DATA(x_in)
     job.dy = <const float*>cnp.PyArray_DATA(dy_in)
-    job.dx = <float*>cnp.PyArray_DATA(dx_out)
-    job.factor = job.weight
-    if w is not None and job.weight_offset != 0:
+    job.dx = <float*>cnp.PyArray_DATA(dx_rows)
+    job.factor = <float*>job.weight
+    if w is not None and double_bits(job.weight_offset) != 0:
         factor = new_like(w)
-        job.factor = <const float*>cnp.PyArray_DATA(factor)
-        kernels.add_offset(<float*>job.factor, job.weight, job.weight_offset, job.n)
+        job.factor = <float*>cnp.PyArray_DATA(factor)
     if dweight_out is not None:
-        dweight_out = output_rows(dweight_out, &unused)
-        dweight_data = <float*>cnp.PyArray_DATA(dweight_out)
+        dweight_row = output_rows(dweight_out, &unused)
+        dweight_data = <float*>cnp.PyArray_DATA(dweight_row)
     rows = count_rows(x_in)
     job.stream = (not job.accumulate and job.dx != job.x and job.dx != job.dy
                   and outgrows_cache(3 * rows * job.n, job.n))
     run_backward(&job, rows, dweight_data, accumulate and dweight is not None)
-    write_back(dx_out)
-    if dweight_out is not None:
-        write_back(dweight_out)
+    write_back(dx_out, dx_rows)
+    write_back(dweight_out, dweight_row)
     return dx_result, dweight_result
 
 
@@ -256,6 +265,10 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
         If a shape does not fit, eps is negative or NaN, an output is read-only, or `out` shares
         memory with `residual`. After a refusal every array is as it was.
 
+    Notes
+    -----
+    Ctrl-C ends a call as it ends `rms_norm`: the first rows of both outputs are done.
+
     References
     ----------
     Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
@@ -270,7 +283,7 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
     array([[3., 4.]], dtype=float32)
     """
     cdef Job job
-    cdef cnp.ndarray x_in = as_array(x, "x"), stream, y, w = None
+    cdef cnp.ndarray x_in = as_array(x, "x"), stream, stream_rows, y, y_rows, w = None
     cdef object result = out
     cdef Py_ssize_t rows
     start_job(&job, last_axis(x_in), eps, weight_offset, False)
@@ -288,16 +301,16 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
         w = weight_beside(weight_beside(w, y), stream)
         job.weight = <const float*>cnp.PyArray_DATA(w)
     x_in = input_rows(x_in, &job.x_stride)
-    stream = output_rows(stream, &job.residual_stride)
-    y = output_rows(y, &job.y_stride)
+    stream_rows = output_rows(stream, &job.residual_stride)
+    y_rows = output_rows(y, &job.y_stride)
     job.x = <const float*>cnp.PyArray_DATA(x_in)
-    job.residual = <float*>cnp.PyArray_DATA(stream)
-    job.y = <float*>cnp.PyArray_DATA(y)
+    job.residual = <float*>cnp.PyArray_DATA(stream_rows)
+    job.y = <float*>cnp.PyArray_DATA(y_rows)
     rows = count_rows(x_in)
     job.stream = job.y != job.x and outgrows_cache(3 * rows * job.n, job.n)
     run(kernels.add_rms_norm, &job, rows)
-    write_back(stream)
-    write_back(y)
+    write_back(stream, stream_rows)
+    write_back(y, y_rows)
     return result
 
 
@@ -327,6 +340,10 @@ def residual_add(residual, x, scale=1.0):
     ValueError
         If the shapes differ or `residual` is read-only. After a refusal every array is as it was.
 
+    Notes
+    -----
+    Ctrl-C ends a call as it ends `rms_norm`: the first rows of `residual` are done.
+
     Examples
     --------
     >>> import numpy as np, fastrms
@@ -334,16 +351,17 @@ def residual_add(residual, x, scale=1.0):
     array([1.5, 2. ], dtype=float32)
     """
     cdef Job job
-    cdef cnp.ndarray x_in = as_array(x, "x"), stream
+    cdef cnp.ndarray x_in = as_array(x, "x"), stream, stream_rows
     stream = as_output(residual, "residual", x_in, "x")
     job.n = last_axis(x_in)
-    job.scale = as_number(scale, "scale")
+    take_number(&job.scale, scale, "scale")
+    job.factor = NULL
     x_in = input_rows(apart(x_in, stream), &job.x_stride)
-    stream = output_rows(stream, &job.residual_stride)
+    stream_rows = output_rows(stream, &job.residual_stride)
     job.x = <const float*>cnp.PyArray_DATA(x_in)
-    job.residual = <float*>cnp.PyArray_DATA(stream)
+    job.residual = <float*>cnp.PyArray_DATA(stream_rows)
     run(kernels.residual_add, &job, count_rows(x_in))
-    write_back(stream)
+    write_back(stream, stream_rows)
     return residual
 
 
@@ -351,11 +369,10 @@ cdef inline int start_job(Job* job, Py_ssize_t n, object eps, object weight_offs
                           bint accumulate) except -1:
     """Fill in what every normalising job has, with no weight yet."""
     job.n = n
-    job.inv_n = 1.0 / n
     job.stream = False
-    job.eps = as_eps(eps)
-    job.weight_offset = as_number(weight_offset, "weight_offset")
-    job.weight = NULL
+    take_eps(&job.eps, eps)
+    take_number(&job.weight_offset, weight_offset, "weight_offset")
+    job.weight = job.factor = NULL
     job.accumulate = accumulate
     return 0
 

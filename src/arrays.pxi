@@ -1,6 +1,8 @@
 # The door's array checks: what comes in is a float32 ndarray or is refused with a message that
 # names the argument, what was wanted and what came; what goes to a kernel is rows of one stride.
-# Nothing here writes to an array but NumPy's own write-back of a copied output.
+# Nothing here writes to an array but NumPy's own copy back into an output.
+
+cdef int64_t INFINITY_BITS = 0x7ff0000000000000
 
 cdef inline cnp.ndarray as_array(object value, str name):
     """`value` as a plain float32 ndarray over the same memory, or TypeError / ValueError."""
@@ -78,24 +80,30 @@ cdef tuple shape_of(cnp.ndarray array):
     return (<object>array).shape
 
 
-cdef inline double as_number(object value, str name) except? -1.0:
+cdef inline int take_number(double* number, object value, str name) except -1:
+    """*number = value. No double is returned: Cython would compare it with the value for errors,
+    and that can raise floating-point flags in the caller's state."""
     if PyFloat_CheckExact(value):
-        return PyFloat_AS_DOUBLE(value)
-    return checked_number(value, name)
+        number[0] = PyFloat_AS_DOUBLE(value)
+        return 0
+    return take_other_number(number, value, name)
 
 
-cdef double checked_number(object value, str name) except? -1.0:
+cdef int take_other_number(double* number, object value, str name) except -1:
     try:
-        return PyFloat_AsDouble(value)
+        number[0] = PyFloat_AsDouble(value)
     except TypeError:
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}") from None
+    return 0
 
 
-cdef inline double as_eps(object value) except? -1.0:
-    cdef double eps = as_number(value, "eps")
-    if not eps >= 0:
-        raise ValueError(f"eps must be zero or more, got {eps}")
-    return eps
+cdef inline int take_eps(double* eps, object value) except -1:
+    cdef int64_t bits
+    take_number(eps, value, "eps")
+    bits = double_bits(eps[0])      # INT64_MIN is -0.0
+    if not (0 <= bits <= INFINITY_BITS or bits == INT64_MIN):
+        raise ValueError(f"eps must be zero or more, got {eps[0]}")
+    return 0
 
 
 # ---- rows -------------------------------------------------------------------------------------
@@ -157,24 +165,27 @@ cdef cnp.ndarray input_rows(cnp.ndarray array, Py_ssize_t* stride):
 
 
 cdef cnp.ndarray output_rows(cnp.ndarray array, Py_ssize_t* stride):
-    """The array itself if a kernel can walk its rows, else a copy that NumPy will write back.
+    """The array itself if a kernel can walk its rows, else a copy that write_back takes home.
 
     Rows that overlap each other (a stride below the row's length) go by copy too.
     """
     if row_stride(array, stride) and (abs(stride[0]) >= last_axis(array)
                                       or count_rows(array) <= 1):
         return array
-    array = PyArray_FromArray(
-        array, NULL,
-        cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE
-        | cnp.NPY_ARRAY_ENSURECOPY | NPY_ARRAY_WRITEBACKIFCOPY)
+    array = copy_of(array)
     row_stride(array, stride)
     return array
 
 
-cdef inline int write_back(cnp.ndarray array) except -1:
-    """Copy a write-back copy into the array that it stands for; nothing for any other."""
-    return PyArray_ResolveWritebackIfCopy(array)
+cdef inline int write_back(cnp.ndarray target, cnp.ndarray rows) except -1:
+    """Copy the rows that output_rows made into the array that they stand for.
+
+    Not NumPy's WRITEBACKIFCOPY: a call that ends early only drops this copy, and an array that
+    came with that flag (an operand of np.nditer) keeps it.
+    """
+    if rows is not target:
+        cnp.PyArray_CopyAnyInto(target, rows)
+    return 0
 
 
 # ---- overlap ----------------------------------------------------------------------------------

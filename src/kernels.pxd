@@ -8,7 +8,7 @@ ctypedef struct Job:
     const float* x          # (rows, n) IN
     const float* dy         # (rows, n) IN
     const float* weight     # (n,) IN, or NULL: the factor is 1
-    const float* factor     # (n,) IN, backward's weight_offset + weight in float32, or NULL
+    float* factor           # (n,) OUT, backward's weight_offset + weight; or weight itself, NULL
     Py_ssize_t y_stride
     Py_ssize_t residual_stride
     Py_ssize_t dx_stride
@@ -25,6 +25,8 @@ ctypedef struct Job:
 ctypedef void (*rows_kernel)(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil
 
 ctypedef struct Table:
+    # inv_n OUT, and factor OUT where it is not weight: what a job has to be computed
+    void (*start)(Job* job) noexcept nogil
     rows_kernel rms_norm
     rows_kernel add_rms_norm
     rows_kernel residual_add
@@ -32,8 +34,6 @@ ctypedef struct Table:
     void (*backward)(const Job* job, Py_ssize_t first, Py_ssize_t last,
                      double* dweight) noexcept nogil
     bint (*backward_few)(const Job* job, Py_ssize_t count, float* out) noexcept nogil
-    void (*add_offset)(float* factor, const float* weight, double weight_offset,
-                       Py_ssize_t n) noexcept nogil
     void (*add_block)(double* dweight, const double* block, Py_ssize_t n) noexcept nogil
     void (*store_dweight)(float* out, const double* dweight, Py_ssize_t n,
                           bint accumulate) noexcept nogil

@@ -39,8 +39,16 @@ include "forward.pxi"
 include "backward_sums.pxi"
 include "backward.pxi"
 
-cdef Table TABLE = Table(rms_norm, add_rms_norm, residual_add, backward, backward_few,
-                         add_offset, add_block, store_dweight)
+
+cdef void start(Job* job) noexcept nogil:
+    """What a job has to be computed: 1 / n, and backward's factor if it is not the weight."""
+    job.inv_n = 1.0 / job.n
+    if job.factor != NULL and job.factor != job.weight:
+        add_offset(job.factor, job.weight, job.weight_offset, job.n)
+
+
+cdef Table TABLE = Table(start, rms_norm, add_rms_norm, residual_add, backward, backward_few,
+                         add_block, store_dweight)
 
 table = PyCapsule_New(&TABLE, "fastrms.kernels", NULL)
 flags = FLAGS.decode()

@@ -1,5 +1,5 @@
-/* What Cython cannot say: which CPU this is, what its caches are to do, the bits of a float.
- * It knows nothing of RMSNorm and refuses to hold arithmetic of its own.
+/* What Cython cannot say: which CPU this is, what its caches and its arithmetic are to do, the bits
+ * of a float. It knows nothing of RMSNorm and refuses to hold arithmetic of its own.
  */
 #ifndef FASTRMS_MACHINE_H
 #define FASTRMS_MACHINE_H
@@ -23,6 +23,55 @@ static inline float bits_float(int32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
+}
+
+static inline int64_t double_bits(double value) {
+    int64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* The floating-point state of a thread: rounding mode, flush-to-zero, traps, sticky flags. Another
+ * library may have changed it (GCC 12 links code into any -ffast-math object that flushes to zero
+ * from its loading on), and a new thread inherits it. Kernels run between these two, called through
+ * a pointer: past an inline function the compiler may move arithmetic. The common case, defaults and
+ * an inexact flag that was there already, costs two reads and two compares.
+ */
+#if defined(__SSE2__)
+typedef unsigned int fp_state;
+static inline fp_state read_fp_state(void) { return _mm_getcsr(); }
+static inline void write_fp_state(fp_state state) { _mm_setcsr(state); }
+#define FP_FLAGS 0x3fu
+#define FP_DEFAULT 0x1f80u  /* nothing flushed, nearest even, every trap masked */
+#elif defined(__aarch64__) && defined(__GNUC__)
+typedef uint64_t fp_state;  /* FPCR above, FPSR below: each has 32 bits */
+static inline fp_state read_fp_state(void) {
+    uint64_t control, flags;
+    __asm__ volatile("mrs %0, fpcr\n\tmrs %1, fpsr" : "=r"(control), "=r"(flags));
+    return control << 32 | (flags & 0xffffffffu);
+}
+static inline void write_fp_state(fp_state state) {
+    __asm__ volatile("msr fpcr, %0\n\tmsr fpsr, %1" : : "r"(state >> 32), "r"(state & 0xffffffffu));
+}
+#define FP_FLAGS 0xffffffffu
+#define FP_DEFAULT 0u
+#else
+typedef unsigned int fp_state;
+static inline fp_state read_fp_state(void) { return 0; }
+static inline void write_fp_state(fp_state state) { (void)state; }
+#define FP_FLAGS 0u
+#define FP_DEFAULT 0u
+#endif
+
+/* Make this thread's arithmetic the default one; return what it was. */
+static inline fp_state default_fp_state(void) {
+    fp_state state = read_fp_state();
+    if ((state & ~(fp_state)FP_FLAGS) != FP_DEFAULT) write_fp_state(FP_DEFAULT);
+    return state;
+}
+
+static inline void restore_fp_state(fp_state state) {
+    if (read_fp_state() != state) write_fp_state(state);
 }
 
 /* Ask for the cache line of an address before it is read. */

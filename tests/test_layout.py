@@ -213,3 +213,15 @@ def test_dx_accumulates_onto_its_own_input(isa, contiguous, source):
     _run("rms_norm_backward", arguments, True)
     assert arguments["dx"].tobytes() == expected["dx"].tobytes()
     assert arguments["dweight"].tobytes() == expected["dweight"].tobytes()
+
+
+def test_a_write_back_copy_of_the_callers_stays_one(draw):
+    """An operand of np.nditer is NumPy's to write back, and not before the iteration ends."""
+    x, target = draw(A, N), np.zeros((A, N))
+    cast = {"op_dtypes": [np.float32], "casting": "same_kind"}
+    with np.nditer(target, ["refs_ok"], [["readwrite", "updateifcopy"]], **cast) as iteration:
+        operand = iteration.operands[0]
+        fastrms.rms_norm(x, out=operand)
+        assert operand.flags.writebackifcopy
+        operand += 1
+    assert (target == operand).all()

@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""A million calls, refusals and errors included: the resident size grows by less than 1 MB."""
+
+import contextlib
+import os
+import sys
+
+import numpy as np
+
+import fastrms
+
+FULL = os.environ.get("FULL") == "1"
+CALLS = 10_000_000 if FULL else 1_000_000
+MOST_BYTES = 1 << 20
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def cases():
+    """Return functions of no argument: each way through the door, and each way out of it."""
+    rng = np.random.default_rng(0)
+    x, dy, residual = (rng.standard_normal((4, 70), np.float32) for _ in range(3))
+    weight, out, few = x[0].copy(), np.empty_like(x), memoryview(x)
+    many = np.repeat(x, 10, axis=0)  # more than one block of dweight
+    apart, huge = np.empty((70, 4), np.float32).T, np.broadcast_to(x[0], (1 << 50, 70))
+    norm, backward = fastrms.rms_norm, fastrms.rms_norm_backward
+    add, residual_add = fastrms.add_rms_norm, fastrms.residual_add
+    return [
+        lambda: norm(x),
+        lambda: norm(x, weight, 1, weight_offset=1.0, out=out, accumulate=True),
+        lambda: norm(few, weight, out=apart),
+        lambda: norm(x[1:], out=x[:-1]),
+        lambda: backward(dy, x, weight),
+        lambda: backward(dy, x, weight, weight_offset=1.0, dx=apart, dweight=x[0, ::-1].copy()),
+        lambda: backward(x, x, weight, dx=out, accumulate=True),
+        lambda: backward(many, many, weight),
+        lambda: add(dy, residual.copy(), weight),
+        lambda: add(dy, apart, weight, out=out),
+        lambda: residual_add(apart, x, 0.5),
+        lambda: norm(x, weight, -1.0),
+        lambda: norm(x, weight, "1"),
+        lambda: norm(x, weight[1:]),
+        lambda: norm(x.astype(float)),
+        lambda: norm([1.0]),
+        lambda: norm(np.ma.array(x)),
+        lambda: norm(x, accumulate=True),
+        lambda: norm(huge),
+        lambda: backward(dy, x, dweight=weight),
+        lambda: backward(dy, x, weight, dx=out, dweight=out[0]),
+        lambda: backward(dy, x[1:], weight),
+        lambda: backward(huge, huge),
+        lambda: add(dy, out, out=out),
+        lambda: residual_add(x[0], x),
+        lambda: residual_add(np.broadcast_to(weight, x.shape), x),
+        lambda: fastrms.set_num_threads(0),
+    ]
+
+
+def main():
+    errors, every = (TypeError, ValueError, MemoryError), cases()
+    rounds = CALLS // len(every)
+    for count in range(rounds + 1):
+        if count == rounds // 100:  # by now every cache is full
+            before = resident()
+        for case in every:
+            with contextlib.suppress(*errors):
+                case()
+    grown = resident() - before
+    print(f"{CALLS:,} calls: {grown / 1024:.0f} KiB more, bound {MOST_BYTES >> 10}")
+    return grown > MOST_BYTES
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Let every allocation of every function fail in turn. Run with failing_malloc.so preloaded and
+PYTHONMALLOC=malloc, so that each of Python's, NumPy's and our own allocations is one of its own.
+
+    python out_of_memory.py ISA
+"""
+
+import ctypes
+import gc
+import sys
+import warnings
+
+import numpy as np
+
+import fastrms
+
+malloc = ctypes.PyDLL(None)
+malloc.call_failing.restype = ctypes.py_object
+malloc.call_failing.argtypes = [*[ctypes.py_object] * 3, ctypes.c_long, ctypes.c_void_p]
+# What NumPy itself makes of a failure: np.shares_memory, and np.asarray of a memoryview.
+NUMPYS = ("Error in computing overlap", "multi-dimensional sub-views are not implemented")
+ROWS, N = 70, 300  # three blocks of rows, and arrays too large for NumPy's cache of small ones
+
+
+def draw(*shape):
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def strided(*shape):
+    """Return an array whose rows no kernel can walk: it takes a copy."""
+    held = np.empty((*shape[:-1], 2 * shape[-1]), np.float32)[..., ::2]
+    held[...] = draw(*shape)
+    return held
+
+
+def calls():
+    """Yield, for each way through a function: its name, its arguments, those that it writes."""
+    for make in (draw, strided):
+        x, dy, weight = make(ROWS, N), make(ROWS, N), make(N)
+        for offset in (0.0, 1.0):
+            norm = {"weight": weight, "weight_offset": offset}
+            yield "rms_norm", {"x": x, **norm}, ()
+            yield "rms_norm", {"x": x, **norm, "out": make(ROWS, N)}, ("out",)
+            yield "rms_norm_backward", {"dy": dy, "x": x, **norm}, ()
+            outputs = {"dx": make(ROWS, N), "dweight": make(N)}
+            yield "rms_norm_backward", {"dy": dy, "x": x, **norm, **outputs}, (*outputs,)
+            stream = {"residual": make(ROWS, N)}
+            yield "add_rms_norm", {"x": x, **norm, **stream}, ("residual",)
+            outputs = {**stream, "out": make(ROWS, N)}
+            yield "add_rms_norm", {"x": x, **norm, **outputs}, (*outputs,)
+        yield "residual_add", {"x": x, "residual": make(ROWS, N)}, ("residual",)
+        shifted = make(ROWS + 1, N)
+        yield "rms_norm", {"x": shifted[1:], "out": shifted[:-1]}, ("x", "out")
+        yield "rms_norm", {"x": memoryview(draw(ROWS, N)), "weight": weight}, ()
+
+
+def attempt(function, arguments, count):
+    """Call, let the allocation after `count` others fail; return the error, and whether it did."""
+    failed = ctypes.c_int()
+    try:
+        malloc.call_failing(function, (), arguments, count, ctypes.byref(failed))
+    except BaseException as error:
+        return error, failed.value
+    return None, failed.value
+
+
+def survive(name, arguments, written):
+    """Fail each allocation of a call in turn until it ends with none failed; return how many."""
+    function = getattr(fastrms, name)
+    function(**arguments)  # libgomp's own memory, without which it ends the process
+    for key in written:
+        arguments[key][...] = 1
+    held = {key: np.array(arguments[key]) for key in written}
+    count = 0
+    while True:
+        error, failed = attempt(function, arguments, count)
+        if not failed:
+            assert error is None, error
+            return count
+        assert error is None or isinstance(error, MemoryError) or str(error) in NUMPYS, repr(error)
+        for key in written:
+            if error is not None:
+                assert np.array_equal(arguments[key], held[key]), (name, count, key)
+            arguments[key][...] = held[key]
+        count += 1
+
+
+def left_by(case):
+    """Return how many blocks more there are once every allocation has failed in turn."""
+    gc.collect()
+    before = malloc.living_blocks()
+    survive(*case)
+    gc.collect()
+    return malloc.living_blocks() - before - 1  # `before` is a block itself
+
+
+def main(isa):
+    warnings.simplefilter("error")
+    fastrms._core.use_isa(isa)
+    total = 0
+    for threads in (1, 2):
+        fastrms.set_num_threads(threads)
+        fastrms._core.set_parallel_from(1 if threads > 1 else 1 << 30)
+        for case in calls():
+            tries = (left_by(case) <= 0 for _ in range(4))  # Python fills caches at first
+            assert any(tries), f"{case[0]} with {list(case[1])} leaves blocks behind"
+            total += survive(*case)
+    print(total, "allocations failed in turn, nothing lost and nothing left behind")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,41 @@
+"""Without memory a call raises MemoryError, changes nothing and leaves nothing behind."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastrms
+from fastrms import _core
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def failing_malloc(tmp_path_factory):
+    if not shutil.which("gcc") or sys.platform != "linux":
+        pytest.skip("needs gcc and LD_PRELOAD, to make malloc fail")
+    built = tmp_path_factory.mktemp("malloc") / "failing_malloc.so"
+    command = ["gcc", "-shared", "-fPIC", "-O2", "-fno-builtin", HERE / "failing_malloc.c"]
+    subprocess.run([*command, "-o", built], check=True)
+    return built
+
+
+def test_every_allocation_fails_in_turn(failing_malloc):
+    command = [sys.executable, HERE / "out_of_memory.py", _core.current()]
+    environment = {**os.environ, "LD_PRELOAD": str(failing_malloc), "PYTHONMALLOC": "malloc"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.split()[0]) > 100
+
+
+def test_more_memory_than_there_is(draw):
+    """The error is NumPy's own, and says how much was wanted."""
+    x = np.broadcast_to(draw(1), (1 << 50, 4))
+    for call in (fastrms.rms_norm, lambda x: fastrms.rms_norm_backward(x, x)):
+        with pytest.raises(MemoryError, match="Unable to allocate"):
+            call(x)
