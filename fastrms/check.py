@@ -41,11 +41,14 @@ SCALES = (1e-45, 1e-30, 1.0, 1e19, 1e37)
 
 def ulps(result, exact):
     """Return the largest error in units in the last place of the exact result."""
+    return float(_unless_same(ulp_errors(result, exact), result, exact).max(initial=0.0))
+
+
+def ulp_errors(result, exact):
+    """Return each error in units in the last place of the exact result; NaN at NaN and Inf."""
     with np.errstate(all="ignore"):
         unit = np.spacing(np.maximum(np.abs(exact).astype(np.float32), TINY)).astype(np.float64)
-        error = np.abs(result.astype(np.float64) - exact) / unit
-    same = (result == exact.astype(np.float32)) | (np.isnan(result) & np.isnan(exact))
-    return float(np.where(same, 0.0, error).max(initial=0.0))
+        return np.abs(result.astype(np.float64) - exact) / unit
 
 
 def dx_error(dx, exact, dy, x, weight, eps):
@@ -58,9 +61,8 @@ def dx_error(dx, exact, dy, x, weight, eps):
         largest = np.abs(exact).max(axis=-1, keepdims=True)
         rounding = 2.0**-149
         error = np.abs(dx.astype(np.float64) - exact) - noise - rounding
-    same = (dx == exact.astype(np.float32)) | (np.isnan(dx) & np.isnan(exact))
-    share = error / np.maximum(largest, 2.0**-126)
-    return float(np.where(same, 0.0, share).max(initial=0.0))
+        share = error / np.maximum(largest, 2.0**-126)
+    return float(_unless_same(share, dx, exact).max(initial=0.0))
 
 
 def dweight_error(dweight, exact, dy, x, eps):
@@ -70,9 +72,18 @@ def dweight_error(dweight, exact, dy, x, eps):
         size = terms.reshape(-1, x.shape[-1]).sum(axis=0)
         rounding = 2.0**-24 * np.abs(exact) + 2.0**-149
         error = np.abs(dweight.astype(np.float64) - exact) - rounding
-    same = (dweight == exact.astype(np.float32)) | (np.isnan(dweight) & np.isnan(exact))
-    share = error / np.maximum(size, 2.0**-126)
-    return float(np.where(same, 0.0, share).max(initial=0.0))
+        share = error / np.maximum(size, 2.0**-126)
+    return float(_unless_same(share, dweight, exact).max(initial=0.0))
+
+
+def _unless_same(error, result, exact):
+    """Return 0 for results that are the exact one, rounded, and infinity for an error of NaN.
+
+    That is where one of the two is NaN, or Inf, alone; and max() would pass over a NaN.
+    """
+    with np.errstate(all="ignore"):
+        same = (result == exact.astype(np.float32)) | (np.isnan(result) & np.isnan(exact))
+    return np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
 
 
 def run(stream=None):

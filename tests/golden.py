@@ -1,0 +1,287 @@
+"""Golden bits: digests of what every function writes for one fixed set of inputs, in golden.json.
+
+    python tests/golden.py            compare this build with them: every instruction set, in WAYS
+    python tests/golden.py --write    write them anew, and say what changed
+
+It needs NumPy and fastrms alone, so that any Python and any emulator can run it. The inputs are
+integer arithmetic: no random generator and no math function, whose bits a release may change.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+if __name__ == "__main__":  # and OpenMP is not loaded yet
+    # Threads that take part in thousands of small calls must sleep, not spin: 0.3 s a way, or 6 s.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import fastrms
+from fastrms import _core
+
+FILE = Path(__file__).with_suffix(".json")
+
+# Every remainder of a vector, both sides of a block of 128, the widths of models, one long row;
+# rows for one block of dweight (32 rows), for several, and for more than 64 of them.
+SHAPES = (
+    *((9, n) for n in range(1, 18)),
+    (8, 64),
+    (67, 65),
+    (300, 100),
+    (33, 127),
+    (199, 128),
+    (40, 129),
+    (7, 257),
+    (35, 576),
+    (5, 1000),
+    (9, 1025),
+    (12, 4096),
+    (3, 5120),
+    (2500, 7),
+    (1, 30001),
+)
+# Powers of two: subnormal, squares that vanish in float32, plain, squares that overflow, 1.7e38.
+SCALES = (-140, -70, 0, 70, 125)
+SPECIAL_SHAPES = ((5, 7), (9, 100), (40, 131), (4, 1000))
+WAYS = (
+    (1, "plain"),
+    (1, "gaps"),
+    (1, "reversed"),
+    (1, "strided"),
+    (2, "plain"),
+    (3, "gaps"),
+)  # threads, layout
+LARGEST = np.finfo(np.float32).max
+
+
+class Case(NamedTuple):
+    """Inputs of every function: x, dy, residual (rows, n), weight (n,)."""
+
+    x: np.ndarray
+    dy: np.ndarray
+    residual: np.ndarray
+    weight: np.ndarray
+    eps: float
+
+
+def noise(shape, stream):
+    """Return 32 well mixed bits for each element: a hash (lowbias32) of its index and a stream."""
+    bits = np.arange(np.prod(shape), dtype=np.uint32) + np.uint32(stream * 0x1000003)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        bits ^= bits >> np.uint32(shift)
+        bits *= np.uint32(factor)
+    return (bits ^ (bits >> np.uint32(16))).reshape(shape)
+
+
+def bell(shape, stream):
+    """Return float32 values within (-4, 4) in a bell curve: exact sums of four 21-bit integers."""
+    parts = (noise(shape, 4 * stream + part).view(np.int32) >> np.int32(11) for part in range(4))
+    return sum(parts).astype(np.float32) * np.float32(2.0**-20)
+
+
+def plain_case(shape, exponent=0):
+    scale = np.float32(2.0**exponent)
+    weight = 1 + np.float32(0.25) * bell(shape[1:], 3)
+    eps = 1e-5 if exponent == 0 else 0.0
+    return Case(bell(shape, 0) * scale, bell(shape, 1), bell(shape, 2) * scale, weight, eps)
+
+
+def with_rows(value):
+    """Return an edit: `value` in a row of x, of dy and of residual; other rows stay as they are."""
+
+    def edit(case):
+        case.x[1, 5] = case.dy[2, 0] = case.residual[3, -1] = value
+        return case
+
+    return edit
+
+
+def with_weight(*values):
+    """Return an edit: these weights, over and over."""
+
+    def edit(case):
+        case.weight[:] = np.resize(np.float32(values), case.weight.shape)
+        return case
+
+    return edit
+
+
+def zeros(case):
+    case.x[1], case.x[2], case.residual[2] = 0.0, -0.0, -0.0
+    case.dy[3] = 0
+    return case._replace(eps=0.0)
+
+
+def any_bits(case):
+    """Every pattern may come: each exponent alike, NaN and Inf one time in 256."""
+    x, dy, residual = (noise(case.x.shape, 20 + i).view(np.float32) for i in range(3))
+    return case._replace(x=x, dy=dy, residual=residual)
+
+
+def any_finite(case):
+    """As any_bits, with no NaN and no Inf, so that a row keeps its numbers."""
+    arrays = any_bits(case)[:3]
+    clipped = (np.nan_to_num(a, nan=1.0, posinf=LARGEST, neginf=-LARGEST) for a in arrays)
+    return Case(*clipped, case.weight, 0.0)
+
+
+def parallel(case):
+    """The gradient along x: dx cancels to nothing."""
+    return case._replace(dy=case.x * np.float32(3), weight=np.ones_like(case.weight))
+
+
+SPECIALS = {
+    "nan": with_rows(np.nan),
+    "inf": with_rows(-np.inf),
+    "outlier": with_rows(1e6),
+    "far outlier": with_rows(3e38),
+    "largest": lambda case: case._replace(x=np.copysign(LARGEST, case.x)),
+    "constant": lambda case: case._replace(x=np.full_like(case.x, 0.7)),
+    "zeros": zeros,
+    "any bits": any_bits,
+    "any finite": any_finite,
+    "parallel": parallel,
+    "large eps": lambda case: case._replace(eps=1e30),
+    "small eps": lambda case: case._replace(eps=1e-300),
+    "weights above 4": with_weight(5, -1e10, 0.5),
+    "weights above 2**44": with_weight(1e30, 1, -1e-30),
+    "weights that cancel 1": with_weight(-1, -1 + 2.0**-24, -2),
+    "weights inf and nan": with_weight(1, np.inf, 2, 0, np.nan, 3, -0.0),
+}
+
+
+def cases():
+    """Yield the name and the inputs of each case."""
+    for (rows, n), exponent in itertools.product(SHAPES, SCALES):
+        yield f"{rows} x {n}, scale 2**{exponent}", plain_case((rows, n), exponent)
+    for (rows, n), (name, edit) in itertools.product(SPECIAL_SHAPES, SPECIALS.items()):
+        with np.errstate(all="ignore"):
+            yield f"{rows} x {n}, {name}", edit(plain_case((rows, n)))
+
+
+# What each function writes. `out` holds NaN; `held` is a copy of the weights to add to.
+FUNCTIONS = {
+    "norm": lambda a: [fastrms.rms_norm(a.x, None, a.eps, out=a.out)],
+    "norm weight": lambda a: [fastrms.rms_norm(a.x, a.weight, a.eps, out=a.out)],
+    "norm offset": lambda a: [fastrms.rms_norm(a.x, a.weight, a.eps, weight_offset=1.0, out=a.out)],
+    "norm accumulate": lambda a: [
+        fastrms.rms_norm(a.x, a.weight, a.eps, out=a.residual, accumulate=True)
+    ],
+    "add norm": lambda a: [
+        fastrms.add_rms_norm(a.x, a.residual, a.weight, a.eps, out=a.out),
+        a.residual,
+    ],
+    "add": lambda a: [fastrms.residual_add(a.residual, a.x)],
+    "add scaled": lambda a: [fastrms.residual_add(a.residual, a.x, 0.3)],
+    "backward": lambda a: [fastrms.rms_norm_backward(a.dy, a.x, None, a.eps, dx=a.out)[0]],
+    "backward weight": lambda a: fastrms.rms_norm_backward(
+        a.dy, a.x, a.weight, a.eps, dx=a.out, dweight=a.held
+    ),
+    "backward offset": lambda a: fastrms.rms_norm_backward(
+        a.dy, a.x, a.weight, a.eps, weight_offset=1.0, dx=a.out, dweight=a.held
+    ),
+    "backward accumulate": lambda a: fastrms.rms_norm_backward(
+        a.dy, a.x, a.weight, a.eps, dx=a.residual, dweight=a.held, accumulate=True
+    ),
+}
+
+
+class Arrays:
+    """A case's inputs and outputs, fresh, in one layout."""
+
+    def __init__(self, case, layout):
+        self.x, self.dy, self.residual, self.weight, self.held, self.out = (
+            laid_out(values, layout)
+            for values in (*case[:4], case.weight, np.full_like(case.x, np.nan))
+        )
+        self.eps = case.eps
+
+
+def laid_out(values, layout):
+    """Return a writeable copy: dense, rows with gaps between them, backwards, or every second."""
+    n = values.shape[-1]
+    if layout == "gaps":
+        array = np.empty((*values.shape[:-1], n + 5), np.float32)[..., 2 : n + 2]
+    elif layout == "reversed":
+        array = np.empty_like(values)[::-1]
+    elif layout == "strided":
+        array = np.empty((*values.shape[:-1], 2 * n), np.float32)[..., ::2]
+    else:
+        array = np.empty_like(values)
+    array[...] = values
+    return array
+
+
+def digest(arrays):
+    """Return 32 bits of a hash as hex. A NaN is a NaN: its sign and payload are not promised."""
+    state = hashlib.blake2b(digest_size=4)
+    for array in arrays:
+        little = np.where(np.isnan(array), np.float32(np.nan), array).astype("<f4")
+        state.update(little.tobytes())
+    return state.hexdigest()
+
+
+def compute(layout="plain"):
+    """Return {case: {function: digest}} of the kernels and threads in use."""
+    return {
+        name: {key: digest(call(Arrays(case, layout))) for key, call in FUNCTIONS.items()}
+        for name, case in cases()
+    }
+
+
+def read():
+    """Return what compute did when the file was written."""
+    file = json.loads(FILE.read_text()) if FILE.exists() else {"functions": [], "cases": {}}
+    functions = file["functions"]
+    return {
+        name: dict(zip(functions, row.split(), strict=True)) for name, row in file["cases"].items()
+    }
+
+
+def write(golden):
+    """Write a line for each case, so that a diff names those that changed."""
+    cases = {name: " ".join(row.values()) for name, row in golden.items()}
+    FILE.write_text(json.dumps({"functions": list(FUNCTIONS), "cases": cases}, indent=0) + "\n")
+
+
+def differences(golden, found):
+    """Return a line for each case that changed, naming its functions, or that is new, or gone."""
+    lines = []
+    for name in {**golden, **found}:
+        old, new = golden.get(name, {}), found.get(name, {})
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        if keys:
+            what = "changed" if old and new else "new" if new else "gone"
+            lines.append(f"{what}: {name}: {', '.join(keys)}")
+    return lines
+
+
+def rewrite():
+    found = compute()
+    lines = differences(read(), found)
+    write(found)
+    print(*lines, f"{len(found)} cases written, {len(lines)} of them differ", sep="\n")
+    return 0
+
+
+def compare():
+    golden, isas, wrong = read(), _core.available_isas(), []
+    _core.set_parallel_from(1)
+    for isa, (threads, layout) in itertools.product(isas, WAYS):
+        _core.use_isa(isa)
+        fastrms.set_num_threads(threads)
+        for line in differences(golden, compute(layout)):
+            wrong.append(f"{isa}, {threads} threads, {layout}: {line}")
+    count = sum(map(len, golden.values()))
+    what = f"{count} golden digests on {', '.join(isas)}, {len(WAYS)} ways each"
+    print(*wrong, f"{what}: {len(wrong) or 'none'} differ", sep="\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(rewrite() if sys.argv[1:] == ["--write"] else compare())

@@ -1,0 +1,46 @@
+"""`fastrms check`: every bound holds on this machine, and a result that breaks one is reported."""
+
+import io
+
+import numpy as np
+import pytest
+
+import fastrms
+from fastrms import _core, check, reference
+
+
+@pytest.fixture
+def report(monkeypatch):
+    """Return a function that runs a small check: its exit code, and what it printed."""
+    monkeypatch.setattr(check, "SHAPES", ((3, 7), (5, 129)))
+
+    def run():
+        stream = io.StringIO()
+        return check.run(stream), stream.getvalue()
+
+    return run
+
+
+def test_every_bound_holds(report):
+    before = _core.current(), fastrms.get_num_threads()
+    code, text = report()
+    assert code == 0
+    assert "every bound holds" in text
+    assert (_core.current(), fastrms.get_num_threads()) == before
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e-3])
+@pytest.mark.parametrize("function", sorted({*vars(reference)} & {*fastrms.__all__}))
+def test_one_wrong_element_is_reported(report, monkeypatch, function, wrong):
+    real = getattr(fastrms, function)
+
+    def spoilt(*args, **kwargs):
+        result = real(*args, **kwargs)
+        first = result[0] if isinstance(result, tuple) else result
+        first[-1, -1] += wrong * (1 + abs(first[-1, -1]))
+        return result
+
+    monkeypatch.setattr(fastrms, function, spoilt)
+    code, text = report()
+    assert code == 1
+    assert "bounds broken" in text

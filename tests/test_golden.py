@@ -1,0 +1,28 @@
+"""The committed digests of tests/golden.py, on this build, and that a difference is seen."""
+
+import subprocess
+import sys
+
+from . import golden
+
+
+def test_every_digest():
+    """In a process of its own, where OpenMP's threads can be told to sleep between calls."""
+    command = [sys.executable, golden.__file__]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "golden digests" in result.stdout
+
+
+def test_one_bit_is_seen():
+    case = golden.plain_case((3, 5))
+    before = golden.digest([case.x])
+    case.x.view("u4")[2, 4] ^= 1
+    assert golden.digest([case.x]) != before
+
+
+def test_differences_name_case_and_function():
+    old = {"same": {"norm": "1"}, "a": {"norm": "1", "add": "2"}, "b": {"norm": "1"}}
+    new = {"same": {"norm": "1"}, "a": {"norm": "1", "add": "3"}, "c": {"norm": "1"}}
+    assert golden.differences(old, old) == []
+    assert golden.differences(old, new) == ["changed: a: add", "gone: b: norm", "new: c: norm"]
