@@ -1,6 +1,7 @@
 """The extensions: the door, and the kernels once per instruction set.
 
-FASTRMS_DEBUG=1 builds with bounds checks: undefined behaviour then stops the process.
+FASTRMS_CFLAGS adds flags for the compiler and the linker, and the symbols stay in: `-g1` for
+valgrind, `-g1 -fsanitize=address,undefined` for bounds checks (.ci/gates/sanitizers).
 """
 
 import glob
@@ -14,10 +15,10 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-DEBUG = os.environ.get("FASTRMS_DEBUG", "0") not in ("", "0")
+EXTRA = os.environ.get("FASTRMS_CFLAGS", "").split()
 
 # Kernels walk raw pointers, so Cython's index checks would cost nothing and cover only the door's
-# Python objects: they stay on. C arrays are checked by the compiler, under FASTRMS_DEBUG.
+# Python objects: they stay on. C arrays are checked by the compiler's sanitizers.
 DIRECTIVES = {
     "language_level": 3,
     "cdivision": True,
@@ -28,8 +29,6 @@ DIRECTIVES = {
 # Numbers come before speed: no -ffast-math and no contraction, so that every instruction set gives
 # the same bits. Neither errno nor traps from the math functions are read, so both may go.
 COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-if DEBUG:
-    COMMON += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-UNDEBUG"]
 # In the kernels only what the source calls inline is inlined: GCC takes the lanes of several
 # kernels in one function apart into scalars (backward took 2.4 times as long).
 KERNELS = [
@@ -68,6 +67,10 @@ class BuildExtensions(build_ext):
     """Give each extension its flags, as far as this compiler takes them."""
 
     def build_extensions(self):
+        # Python's own flags may hold a path of this machine (pyenv's do), where no library is to
+        # be looked for.
+        linker = getattr(self.compiler, "linker_so", [])
+        self.compiler.linker_so = [flag for flag in linker if "-rpath" not in flag]
         common = [flag for flag in COMMON if self.takes([flag])]
         kernels = [flag for flag in KERNELS if self.takes([flag])]
         openmp = OPENMP if self.takes(OPENMP, "#include <omp.h>\n") else []
@@ -81,12 +84,15 @@ class BuildExtensions(build_ext):
                 flags = openmp
             else:
                 flags = [*kernels, *ISA_FLAGS[isa]]
-            ext.extra_compile_args += [*common, *flags]
-            ext.define_macros.append(("FASTRMS_FLAGS", f'"{" ".join([*common, *flags])}"'))
+            flags = [*common, *flags, *EXTRA]
+            ext.extra_compile_args += flags
+            ext.extra_link_args += EXTRA
+            ext.define_macros.append(("FASTRMS_FLAGS", f'"{" ".join(flags)}"'))
             if self.compiler.compiler_type == "unix" and platform.system() == "Linux":
-                ext.extra_link_args += ["-Wl,-z,relro,-z,now", "-Wl,-s"]
+                ext.extra_link_args += ["-Wl,-z,relro,-z,now", *([] if EXTRA else ["-Wl,-s"])]
             kept.append(ext)
         self.extensions[:] = kept
+        self.force = True  # setuptools compares dates, and the flags may be others
         super().build_extensions()
 
     def takes(self, flags, source=""):

@@ -1,0 +1,52 @@
+"""Call every kernel on every path, in fresh arrays that end where their last row ends.
+
+For memcheck, under which the suite would take an hour: this compares nothing.
+"""
+
+import itertools
+
+import numpy as np
+
+import fastrms
+from fastrms import _core
+
+# Each remainder of a vector, then the lengths where a kernel changes its way.
+LENGTHS = [*range(1, 36), 63, 64, 65, 100, 127, 128, 129, 255, 256, 257, 272, 511, 513, 1024, 4099]
+ROWS = (1, 8, 9, 70)  # the few rows, one block, several blocks
+# scale, weight, weight_offset: every way to multiply by a weight, then every range of the sum.
+CASES = [(1.0, weight, 0.0) for weight in (None, 1.0, 1e10, 1e20)]
+CASES += [(1.0, 1.0, 1.0), (1e-42, 1.0, 0.0), (1e38, 1.0, 0.0), (np.nan, 1.0, 0.0)]
+LARGE = (8300, 1040)  # streamed: more than 64 MiB read and written
+
+
+def call_all(rows, n, scale, weight, offset):
+    """Call the four functions, with new outputs and adding into given ones."""
+
+    def draw():
+        return np.full((rows, n), scale, np.float32)
+
+    norm = {"weight_offset": offset}
+    factor = None if weight is None else np.full(n, weight, np.float32)
+    fastrms.rms_norm(draw(), factor, **norm)
+    fastrms.rms_norm(draw(), factor, 0.0, out=draw(), accumulate=True, **norm)
+    fastrms.add_rms_norm(draw(), draw(), factor, **norm)
+    fastrms.residual_add(draw(), draw(), 1.0 + offset)
+    fastrms.rms_norm_backward(draw(), draw(), factor, **norm)
+    fastrms.rms_norm_backward(draw(), draw(), factor, dx=draw(), accumulate=True, **norm)
+
+
+def main():
+    count = 0
+    for isa in _core.available_isas():
+        _core.use_isa(isa)
+        for n, rows, case in itertools.product(LENGTHS, ROWS, CASES):
+            _core.set_parallel_from(1 if rows == 70 else 1 << 21)
+            call_all(rows, n, *case)
+            count += 6
+        call_all(*LARGE, 1.0, 1.0, 0.0)
+        count += 6
+    print(f"{count} calls on {', '.join(_core.available_isas())}")
+
+
+if __name__ == "__main__":
+    main()

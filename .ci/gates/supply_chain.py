@@ -1,0 +1,120 @@
+#!/usr/bin/env python
+"""What is delivered: the sdist is whole, the wheel can be reproduced, hardened, installed offline.
+
+Needs the package `build`; the C tools are binutils'.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+LITTER = (".pyx", ".pxi", ".pxd", ".c", ".h")
+MOST_BYTES = 1_500_000
+LIBRARIES = {"libc.so.6", "libm.so.6", "libpthread.so.0", "libgomp.so.1"}
+NOT_DELIVERED = (".ci/", ".gitignore")
+
+
+def main():
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        tracked = run("git", "ls-files").splitlines()
+        for name in tracked:  # without what an earlier build left, which setuptools would follow
+            (folder / "clean" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(name, folder / "clean" / name)
+        run(sys.executable, "-m", "build", "--sdist", "--outdir", folder, folder / "clean")
+        (sdist,) = folder.glob("*.tar.gz")
+        inspect_sdist(sdist, tracked)
+        first = build_wheel(sdist, folder / "one")
+        again = build_wheel(sdist, folder / "another" / "and deeper")
+        digests = [hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in (first, again)]
+        assert digests[0] == digests[1], digests
+        print(f"two builds of the wheel in two folders: sha256 {digests[0]}")
+        inspect_wheel(first)
+        install_offline(first, folder / "offline")
+
+
+def run(*command, **more):
+    command = [str(part) for part in command]
+    done = subprocess.run(command, capture_output=True, text=True, **more)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def inspect_sdist(path, tracked):
+    """Every file under version control is in it: what tests read, and what the wheel needs."""
+    with tarfile.open(path) as sdist:
+        held = {name.partition("/")[2] for name in sdist.getnames()}
+    wanted = {name for name in tracked if not name.startswith(NOT_DELIVERED)}
+    assert wanted <= held, f"the sdist lacks {sorted(wanted - held)}"
+    print(f"sdist: all {len(wanted)} files")
+
+
+def build_wheel(sdist, folder):
+    """Unpack the sdist into the folder, and build there."""
+    folder.mkdir(parents=True)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder)
+    (tree,) = folder.iterdir()
+    dated = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, tree, env=dated)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def inspect_wheel(path):
+    """No sources, a small size, hardened extensions."""
+    with zipfile.ZipFile(path) as wheel, tempfile.TemporaryDirectory() as folder:
+        names = wheel.namelist()
+        wheel.extractall(folder)
+        extensions = [Path(folder, name) for name in names if name.endswith(".so")]
+        size = sum(file.stat().st_size for file in extensions)
+        assert not [name for name in names if name.endswith(LITTER)], names
+        assert {"fastrms/py.typed", "fastrms/_core.pyi"} <= set(names), names
+        assert len(extensions) >= 2, names
+        assert size < MOST_BYTES, size
+        needed = set().union(*map(inspect_extension, extensions))
+    print(f"wheel: {len(names)} files; {len(extensions)} extensions of {size} bytes, hardened;")
+    print(f"they need {', '.join(sorted(needed))}")
+
+
+def inspect_extension(file):
+    """Relocated once and then read-only, no executable stack, and nothing done at its loading."""
+    dynamic = run("readelf", "-dW", file)
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic))
+    assert needed <= LIBRARIES, f"{file.name} needs {needed}"
+    assert "BIND_NOW" in dynamic, f"{file.name} binds lazily"
+    for unwanted in ("TEXTREL", "RPATH", "RUNPATH"):
+        assert unwanted not in dynamic, f"{file.name} has {unwanted}"
+    segments = run("readelf", "-lW", file)
+    assert "GNU_RELRO" in segments, f"{file.name} stays writable"
+    assert re.search(r"GNU_STACK .* RW +0x", segments), f"{file.name}: executable stack"
+    # -ffast-math links code that sets flush-to-zero in the control word as soon as it is loaded.
+    assembly = run("objdump", "-d", file)
+    starts = re.search(r"\bor\w*\s+\$0x8040,", assembly)
+    assert not starts, f"{file.name} has fast-math's start-up code"
+    return needed
+
+
+def install_offline(wheel, folder):
+    """pip and an import in a network namespace that is empty, given the wheels alone."""
+    run(sys.executable, "-m", "venv", folder)
+    python, wheels = folder / "bin" / "python", folder / "wheels"
+    run(python, "-m", "pip", "download", "--only-binary", ":all:", "-d", wheels, wheel)
+    alone = ("unshare", "--map-root-user", "--net")
+    if subprocess.run([*alone, "true"], capture_output=True).returncode:
+        alone = ()
+    pip = ("-m", "pip", "install", "--no-index", "--find-links", wheels, "fastrms")
+    run(*alone, python, *pip, cwd=folder)
+    run(*alone, python, "-c", "import fastrms", cwd=folder)
+    print(f"installed and imported {'without a network' if alone else 'from local wheels alone'}")
+
+
+if __name__ == "__main__":
+    main()
