@@ -152,14 +152,6 @@ def test_two_worker_processes(given):
     assert results[2].tobytes() == one_machine.tobytes()
 
 
-def test_without_dask(python):
-    code = "import sys; sys.modules['dask.array'] = None; import fastrms, fastrms.dask"
-    error = python(code).stderr.splitlines()[-1]
-    assert (
-        error == 'ImportError: dask.array is not installed: python -m pip install "fastrms[dask]"'
-    )
-
-
 def test_docs_blocks_run():
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
     assert blocks

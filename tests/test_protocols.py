@@ -110,3 +110,10 @@ def test_import_brings_no_engine(python):
         "print(*{'torch', 'dask', 'distributed', 'mpi4py', 'xarray', 'pandas'} & set(sys.modules))"
     )
     assert (run.stdout, run.stderr) == ("\n", "")
+
+
+@pytest.mark.parametrize(("adapter", "engine"), [("torch", "torch"), ("dask", "dask.array")])
+def test_an_adapter_without_its_engine_names_the_extra(python, adapter, engine):
+    code = f"import sys; sys.modules[{engine!r}] = None; import fastrms, fastrms.{adapter}"
+    wanted = f'{engine} is not installed: python -m pip install "fastrms[{adapter}]"'
+    assert python(code).stderr.splitlines()[-1] == f"ImportError: {wanted}"
