@@ -42,8 +42,27 @@ cdef cnp.ndarray foreign_array(object value, str name):
         buffer = memoryview(value)
     except TypeError:
         raise TypeError(f"{name} must be a float32 numpy.ndarray or a float32 buffer, "
-                        f"got {type(value).__name__}") from None
+                        f"got {type(value).__name__}{way_out(value, name)}") from None
     return np.asarray(buffer)
+
+
+cdef str way_out(object value, str name):
+    """What a message says to the owner of an array of another library.
+
+    Some of these could be read in place (CPU tensors, through DLPack), but the result would be an
+    ndarray, off the graph, the index or the gradient of what came: that has to be asked for.
+    """
+    kind = type(value)
+    libraries = {base.__module__.partition(".")[0] for base in kind.__mro__}
+    if "dask" in libraries:
+        return f"; use fastrms.dask, or pass {name}.compute()"
+    if "torch" in libraries:
+        return f"; use fastrms.torch, or pass {name}.numpy()"
+    if hasattr(kind, "__dlpack__"):
+        return f"; pass np.from_dlpack({name})"
+    if hasattr(kind, "__array_ufunc__") or hasattr(kind, "__array_function__"):
+        return f"; pass the ndarray that it holds ({name}.data, {name}.to_numpy())"
+    return ""
 
 
 cdef cnp.ndarray as_output(object value, str name, cnp.ndarray like, str like_name):

@@ -1,0 +1,293 @@
+"""fastrms for PyTorch on the CPU: custom ops with gradients, a module, `patch` for whole models.
+
+Float32 tensors on the CPU go to fastrms without a copy, every other tensor to torch's own
+function. It refuses to compute anything itself.
+"""
+
+import copy
+import inspect
+from functools import cache
+from typing import Any, cast
+
+import fastrms
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    wanted = 'python -m pip install "fastrms[torch]"'
+    raise ImportError(f"torch is not installed: {wanted}") from None
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812, as everywhere
+
+__all__ = ["RMSNorm", "add_rms_norm", "add_rms_norm_", "patch", "rms_norm"]
+
+
+# ---- the functions ----------------------------------------------------------------------------
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor | None = None, eps: float = 1e-5, *, weight_offset: float = 0.0
+) -> Tensor:
+    """Divide each row of `x` by its root mean square, then scale it: see `fastrms.rms_norm`.
+
+    Gradients flow to `x` and `weight`; they have none of their own. Where a tensor is not float32
+    or not on the CPU this is `torch.nn.functional.rms_norm`.
+    """
+    if takes(x, weight):
+        op = OPS.rms_norm if wants_gradient(x, weight) else OPS.rms_norm_forward
+        return cast(Tensor, op.default(x, weight, eps, weight_offset))
+    if weight is not None and weight_offset:
+        weight = weight + weight_offset
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def add_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Return ``rms_norm(residual + x)`` and ``residual + x``, both new; gradients flow to all."""
+    if takes(x, residual, weight):
+        y, total = OPS.add_rms_norm.default(x, residual, weight, eps, weight_offset)
+        return y, total
+    total = residual + x
+    return rms_norm(total, weight, eps, weight_offset=weight_offset), total
+
+
+def add_rms_norm_(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+) -> Tensor:
+    """Add `x` to `residual` in place and return the norm of that: one pass, for inference.
+
+    It has no gradient, since the backward pass of the norm before it needs the `residual` that
+    this one overwrites.
+    """
+    if wants_gradient(x, residual, weight):
+        raise RuntimeError("add_rms_norm_ has no gradient: use add_rms_norm, or torch.no_grad()")
+    if takes(x, residual, weight):
+        return cast(Tensor, OPS.add_rms_norm_.default(x, residual, weight, eps, weight_offset))
+    residual += x
+    return rms_norm(residual, weight, eps, weight_offset=weight_offset)
+
+
+def takes(*tensors):
+    """Whether fastrms computes with these: float32, on the CPU."""
+    for tensor in tensors:
+        if tensor is not None and not (tensor.dtype is torch.float32 and tensor.is_cpu):
+            return False
+    return True
+
+
+def wants_gradient(*tensors):
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+# ---- the operators ----------------------------------------------------------------------------
+# One row of 64 takes 8 us in rms_norm_forward, 12 in rms_norm though no gradient is wanted, since
+# its autograd is Python, and 15 if it comes from torch.library.custom_op, which wraps it again.
+# The formula of transformers' LlamaRMSNorm takes 15.
+
+OPS: Any = torch.ops.fastrms
+
+
+def define(name, schema, kernel, fake):
+    torch.library.define(f"fastrms::{name}", schema)
+    torch.library.impl(f"fastrms::{name}", "cpu", kernel)
+    torch.library.register_fake(f"fastrms::{name}", fake)
+
+
+def new(x, *_):
+    return x.new_empty(x.shape)
+
+
+def array(tensor):
+    """The tensor's own memory as an ndarray."""
+    return None if tensor is None else tensor.detach().numpy()
+
+
+def norm_kernel(x, weight, eps, weight_offset):
+    y = new(x)
+    fastrms.rms_norm(array(x), array(weight), eps, weight_offset=weight_offset, out=array(y))
+    return y
+
+
+def add_kernel(x, residual, weight, eps, weight_offset):
+    # A copy of residual and fastrms.add_rms_norm would be one pass over memory more than this.
+    total = torch.add(residual, x, out=new(x))
+    return norm_kernel(total, weight, eps, weight_offset), total
+
+
+def add_in_place_kernel(x, residual, weight, eps, weight_offset):
+    y = new(x)
+    arrays = array(x), array(residual), array(weight)
+    fastrms.add_rms_norm(*arrays, eps, weight_offset=weight_offset, out=array(y))
+    torch.autograd.graph.increment_version(residual)  # autograd then knows that it changed
+    return y
+
+
+def new_gradients(dy, x, weight, *_):
+    """dx and dweight; without a weight that is empty, since an operator cannot return None."""
+    return new(x), x.new_empty(0 if weight is None else weight.shape)
+
+
+def backward_kernel(dy, x, weight, eps, weight_offset):
+    dx, dweight = new_gradients(dy, x, weight)
+    out = {"dx": array(dx), "dweight": None if weight is None else array(dweight)}
+    arrays = array(dy), array(x), array(weight)
+    fastrms.rms_norm_backward(*arrays, eps, weight_offset=weight_offset, **out)
+    return dx, dweight
+
+
+REST = "Tensor? weight, float eps, float weight_offset"
+TWO = f"(Tensor x, Tensor residual, {REST}) -> (Tensor, Tensor)"
+IN_PLACE = f"(Tensor x, Tensor(a!) residual, {REST}) -> Tensor"
+BACKWARD = f"(Tensor dy, Tensor x, {REST}) -> (Tensor, Tensor)"
+define("rms_norm", f"(Tensor x, {REST}) -> Tensor", norm_kernel, new)
+define("rms_norm_forward", f"(Tensor x, {REST}) -> Tensor", norm_kernel, new)
+define("add_rms_norm", TWO, add_kernel, lambda x, *_: (new(x), new(x)))
+define("add_rms_norm_", IN_PLACE, add_in_place_kernel, new)
+define("rms_norm_backward", BACKWARD, backward_kernel, new_gradients)
+
+
+# ---- their gradients --------------------------------------------------------------------------
+
+
+def keep_x(ctx, inputs, output):
+    x, weight, ctx.eps, ctx.weight_offset = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def keep_total(ctx, inputs, output):
+    _, _, weight, ctx.eps, ctx.weight_offset = inputs
+    ctx.save_for_backward(output[1], weight)
+
+
+def norm_gradient(ctx, dy):
+    x, weight = ctx.saved_tensors
+    dx, dweight = OPS.rms_norm_backward.default(dy, x, weight, ctx.eps, ctx.weight_offset)
+    return dx, None if weight is None else dweight, None, None
+
+
+def add_gradient(ctx, dy, dtotal):
+    dx, *others = norm_gradient(ctx, dy)
+    dx += dtotal
+    return dx, dx, *others
+
+
+def no_gradient(ctx, *gradients):
+    raise NotImplementedError("fastrms.torch: a gradient has no gradient of its own")
+
+
+torch.library.register_autograd("fastrms::rms_norm", norm_gradient, setup_context=keep_x)
+torch.library.register_autograd("fastrms::add_rms_norm", add_gradient, setup_context=keep_total)
+torch.library.register_autograd("fastrms::rms_norm_backward", no_gradient)  # else silently zero
+
+
+# ---- the modules ------------------------------------------------------------------------------
+
+
+class RMSNorm(nn.RMSNorm):
+    """`torch.nn.RMSNorm` with fastrms behind it: same arguments, parameters and state_dict.
+
+    Several normalized axes, and tensors that are not float32 or not on the CPU, go to torch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1:] == self.normalized_shape and takes(x, self.weight):
+            return rms_norm(x, self.weight, default_eps(self.eps))
+        return super().forward(x)
+
+
+def default_eps(eps):
+    """Return what torch takes for eps=None in float32."""
+    return torch.finfo(torch.float32).eps if eps is None else eps
+
+
+class Patched(nn.Module):
+    """What `patch` puts before the class of an RMSNorm module; its own forward takes the rest."""
+
+    def forward(self, x):
+        if takes(x, self.weight):
+            return rms_norm(x, self.weight, **self.fastrms_options)
+        return super().forward(x)
+
+
+def patch(model: nn.Module) -> int:
+    """Let fastrms compute the RMSNorm modules of `model`, and return how many these are.
+
+    They are found by what they compute: on a small random input, with a random weight, as
+    `rms_norm` with weight or 1 + weight does. Each stays the object it is, with its parameters,
+    hooks and names; only its class changes, to a subclass. In place, for good.
+    """
+    count = 0
+    for module in model.modules():
+        options = options_of(module)
+        if options is not None:
+            module.fastrms_options = options
+            module.__class__ = patched(type(module))
+            count += 1
+    return count
+
+
+@cache
+def patched(cls):
+    return type(cls.__name__, (Patched, cls), {"__module__": cls.__module__})
+
+
+def options_of(module):
+    """Return the eps and weight_offset with which rms_norm is this module, None if there are none.
+
+    Asked are float32 modules on the CPU with a weight of one axis and nothing else, an eps, and a
+    forward of one argument (some norms take a gate) that is the class's own.
+    """
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", ""))
+    weight = getattr(module, "weight", None)
+    if (
+        isinstance(module, (Patched, RMSNorm))
+        or not isinstance(eps, (float, int, type(None)))
+        or [name for name, _ in module.named_parameters()] != ["weight"]
+        or weight.ndim != 1
+        or not takes(weight)
+        or "forward" in vars(module)
+        or len(inspect.signature(module.forward).parameters) != 1
+    ):
+        return None
+    for weight_offset in (0.0, 1.0):
+        options = {"eps": default_eps(eps), "weight_offset": weight_offset}
+        if computes(module, options):
+            return options
+    return None
+
+
+@torch.no_grad()
+def computes(module, options):
+    """Whether rms_norm with these options gives what the module's class does to random rows."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(module.weight.shape, generator=generator)
+    x = torch.randn(3, len(weight), generator=generator)
+    # Beside an ordinary row, one as small as eps, where its value and place show, and a large one.
+    x *= torch.tensor([[1.0], [options["eps"] ** 0.5], [1e3]])
+    probe = copy.copy(module)  # without the hooks' effects: its forward is called, not itself
+    probe._parameters = {"weight": nn.Parameter(weight)}
+    try:
+        got = type(module).forward(probe, x.clone())
+    except Exception:  # a forward that does not take a matrix is no norm of its rows
+        return False
+    wanted = rms_norm(x, weight, **options)
+    # Both within a few float32 roundings of the exact value.
+    return isinstance(got, Tensor) and torch.allclose(got, wanted, 1e-5, 1e-6, equal_nan=True)

@@ -1,0 +1,119 @@
+"""Arrays of other libraries: refused with the way out, and that way out works."""
+
+import numpy as np
+import pytest
+
+import fastrms
+
+from .signatures import ARGUMENTS, ROWS, N
+
+
+def refusal(x):
+    with pytest.raises(TypeError, match=r"x must be a float32 .* or a float32 buffer") as e:
+        fastrms.rms_norm(x)
+    return str(e.value)
+
+
+class ArrayFunction:
+    def __array_function__(self, *arguments):
+        raise AssertionError("fastrms let another library's array take over a call")
+
+
+class ArrayUfunc:
+    def __array_ufunc__(self, *arguments, **keywords):
+        raise AssertionError("fastrms let another library's array take over a call")
+
+
+class Duck:
+    """What has no protocol but NumPy's conversion, which would be a hidden copy."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise AssertionError("fastrms converted an array")
+
+
+class Exported:
+    """An array of another library, known by DLPack alone."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __dlpack__(self, **options):
+        return self.values.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.values.__dlpack_device__()
+
+
+@pytest.mark.parametrize(
+    "value", [ArrayFunction(), ArrayUfunc()], ids=lambda value: str(type(value))
+)
+@pytest.mark.parametrize(("function", "name"), ARGUMENTS)
+def test_every_argument_refuses_what_takes_over_numpy_calls(
+    arrays, unchanged, function, name, value
+):
+    arguments = {**arrays(function), name: value}
+    with (
+        unchanged(*arguments.values()),
+        pytest.raises(TypeError, match=rf"{name} must be .*\({name}.data, {name}.to_numpy\(\)\)"),
+    ):
+        getattr(fastrms, function)(**arguments)
+
+
+@pytest.mark.parametrize("value", [[1.0], Duck(), object(), 3.0, None])
+def test_no_way_out_where_there_is_none(value):
+    assert refusal(value).endswith(f"got {type(value).__name__}")
+
+
+def test_dlpack(draw):
+    x = draw(ROWS, N)
+    assert refusal(Exported(x)).endswith("got Exported; pass np.from_dlpack(x)")
+    shared = np.from_dlpack(Exported(x))
+    assert np.shares_memory(shared, x)
+    assert fastrms.rms_norm(shared).tobytes() == fastrms.rms_norm(x).tobytes()
+
+
+def test_dask(draw):
+    da = pytest.importorskip("dask.array", reason="dask is not installed")
+    x = draw(ROWS, N)
+    lazy = da.from_array(x)
+    assert refusal(lazy).endswith("got Array; use fastrms.dask, or pass x.compute()")
+    assert fastrms.rms_norm(lazy.compute()).tobytes() == fastrms.rms_norm(x).tobytes()
+
+
+@pytest.mark.filterwarnings("ignore")  # of pandas and xarray about each other, at import
+def test_xarray_and_pandas(draw):
+    xarray = pytest.importorskip("xarray", reason="xarray is not installed")
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    x = draw(N)
+    for owner, held in [
+        (xarray.DataArray(x), lambda owner: owner.data),
+        (pandas.Series(x), lambda owner: owner.to_numpy()),
+    ]:
+        assert refusal(owner).endswith("; pass the ndarray that it holds (x.data, x.to_numpy())")
+        assert fastrms.rms_norm(held(owner)).tobytes() == fastrms.rms_norm(x).tobytes()
+
+
+def test_torch(draw):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    x = draw(ROWS, N)
+    tensor = torch.from_numpy(x)
+    for owner in (tensor, torch.nn.Parameter(tensor)):
+        assert "; use fastrms.torch, or pass x.numpy()" in refusal(owner)
+    assert fastrms.rms_norm(tensor.numpy()).tobytes() == fastrms.rms_norm(x).tobytes()
+
+
+# With numpy and these imported first, to import fastrms and use it must not add one of them.
+def test_import_brings_no_engine(python):
+    run = python(
+        "import sys, numpy, fastrms, fastrms.__main__\n"
+        "fastrms.rms_norm(numpy.ones((2, 3), numpy.float32))\n"
+        "print(*{'torch', 'dask', 'distributed', 'mpi4py', 'xarray', 'pandas'} & set(sys.modules))"
+    )
+    assert (run.stdout, run.stderr) == ("\n", "")
+
+
+@pytest.mark.parametrize(("adapter", "engine"), [("torch", "torch"), ("dask", "dask.array")])
+def test_an_adapter_without_its_engine_names_the_extra(python, adapter, engine):
+    code = f"import sys; sys.modules[{engine!r}] = None; import fastrms, fastrms.{adapter}"
+    wanted = f'{engine} is not installed: python -m pip install "fastrms[{adapter}]"'
+    assert python(code).stderr.splitlines()[-1] == f"ImportError: {wanted}"
