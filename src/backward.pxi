@@ -74,14 +74,16 @@ cdef void gradient_row_wide(float* dx, double* dweight, const float* dy, const f
     cdef const float* weight = job.weight
     cdef Py_ssize_t i, n = job.n
     cdef double inv_rms = 1.0 / sqrt(sum_squares_wide(x, n) * job.inv_n + job.eps)
-    cdef double mean = 0, g, xhat, value
+    cdef double[16] lane
+    cdef double mean, g, xhat, value
     cdef float rounded
+    memset(lane, 0, sizeof(lane))
     for i in range(n):
         g = dy[i]
         if weight != NULL:
             g = g * (job.weight_offset + <double>weight[i])
-        mean += g * (x[i] * inv_rms)
-    mean *= job.inv_n
+        lane[i % LANES] += g * (x[i] * inv_rms)
+    mean = fold(lane) * job.inv_n
     for i in range(n):
         g = dy[i]
         xhat = x[i] * inv_rms
