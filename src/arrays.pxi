@@ -113,6 +113,8 @@ cdef int take_other_number(double* number, object value, str name) except -1:
         number[0] = PyFloat_AsDouble(value)
     except TypeError:
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}") from None
+    except OverflowError:
+        raise ValueError(f"{name} must fit a float64, got a larger integer") from None
     return 0
 
 

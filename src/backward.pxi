@@ -83,7 +83,8 @@ cdef void gradient_row_wide(float* dx, double* dweight, const float* dy, const f
         if weight != NULL:
             g = g * (job.weight_offset + <double>weight[i])
         lane[i % LANES] += g * (x[i] * inv_rms)
-    mean = fold(lane) * job.inv_n
+    fold(&mean, lane, 1, False)
+    mean *= job.inv_n
     for i in range(n):
         g = dy[i]
         xhat = x[i] * inv_rms

@@ -67,6 +67,8 @@ WRONG_VECTORS = {
     "a column": lambda a: a[:, None],
     "empty": lambda a: a[:0],
 }
+NUMBERS = [(f, name) for f in NORMS for name in ("eps", "weight_offset")]
+NUMBERS += [("residual_add", "scale")]
 
 
 @pytest.fixture
@@ -157,12 +159,14 @@ def test_bad_eps(arrays, refuse, function, eps):
 
 
 @pytest.mark.parametrize("bad", ["1e-5", None, 1j, [1e-5], np.ones(2)])
-@pytest.mark.parametrize(
-    ("function", "name"),
-    [(f, name) for f in NORMS for name in ("eps", "weight_offset")] + [("residual_add", "scale")],
-)
+@pytest.mark.parametrize(("function", "name"), NUMBERS)
 def test_number_of_a_wrong_type(arrays, refuse, function, name, bad):
     refuse(function, {**arrays(function), name: bad}, TypeError, rf"\b{name}\b")
+
+
+@pytest.mark.parametrize(("function", "name"), NUMBERS)
+def test_number_beyond_float64(arrays, refuse, function, name):
+    refuse(function, {**arrays(function), name: 10**400}, ValueError, rf"\b{name}\b.*float64")
 
 
 @pytest.mark.parametrize("function", ["rms_norm", "rms_norm_backward"])
