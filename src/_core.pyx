@@ -212,6 +212,10 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
             check_apart(dx_out, "dx", dweight_out, "dweight")
         x_in = apart(x_in, dx_out)
         dy_in = apart(dy_in, dx_out)
+    if dweight is not None:     # a few rows write it chunk by chunk, between reads
+        x_in = apart(x_in, dweight_out)
+        dy_in = apart(dy_in, dweight_out)
+        w = apart(w, dweight_out)
     if w is not None:
         w = weight_beside(w, dx_out)
         job.weight = <const float*>cnp.PyArray_DATA(w)

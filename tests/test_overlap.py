@@ -191,6 +191,35 @@ def test_dx_and_dweight_interleaved(isa, draw):
     assert memory.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("rows", [1, 2, 8, 9])
+@pytest.mark.parametrize("source", ["x", "dy", "weight"])
+@pytest.mark.parametrize("shift", [-40, 0, 1, 100])
+def test_dweight_over_an_input(isa, draw, source, rows, shift):
+    """dweight is written in chunks while the rest of the rows is still to be read."""
+    n, memory = 600, draw(8000)
+    arguments = {"x": draw(rows, n), "dy": draw(rows, n), "weight": draw(n)}
+    shape = arguments[source].shape
+    arguments[source] = memory[1000 : 1000 + np.prod(shape)].reshape(shape)
+    dx, dweight = fastrms.rms_norm_backward(**_copies(arguments))
+    buffer = memory[1000 + shift :][:n]
+    new_dx, _ = fastrms.rms_norm_backward(**arguments, dweight=buffer)
+    assert new_dx.tobytes() == dx.tobytes()
+    assert buffer.tobytes() == dweight.tobytes()
+
+
+def test_an_empty_array_shares_nothing(isa, draw, unchanged):
+    """Though it lies between the elements of another: dx of no rows within weight and dweight."""
+    memory, dweight = draw(3 * N), np.ones(N, np.float32)
+    empty = memory[N + 2 : N + 2].reshape(0, N)
+    with unchanged(memory):
+        fastrms.rms_norm_backward(empty, empty.copy(), memory[N : 2 * N], dx=empty, dweight=dweight)
+    assert not dweight.any()
+    empty = dweight[3:3].reshape(0, N)
+    assert (
+        fastrms.rms_norm_backward(empty, empty, memory[:N], dx=empty, dweight=dweight)[0] is empty
+    )
+
+
 def test_overlap_between_threads(isa, threads, draw):
     """Where several threads share the rows, one must not read what another has written."""
     rows, n, shift = 1024, 512, 3
