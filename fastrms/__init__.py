@@ -11,7 +11,11 @@ try:
         residual_add,
         rms_norm,
         rms_norm_backward,
+        rms_scale,
+        rms_scale_backward,
         set_num_threads,
+        sum_products,
+        sum_squares,
     )
 except ModuleNotFoundError as error:
     if error.name != "fastrms._core":
@@ -34,6 +38,10 @@ __all__ = [
     "residual_add",
     "rms_norm",
     "rms_norm_backward",
+    "rms_scale",
+    "rms_scale_backward",
     "set_num_threads",
     "show_config",
+    "sum_products",
+    "sum_squares",
 ]

@@ -5,9 +5,11 @@ from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 _Float32Array: TypeAlias = NDArray[np.float32]
+_Float64Array: TypeAlias = NDArray[np.float64]
 # Whatever exports a native float32 buffer, ndarrays first of all.
 _Float32Buffer: TypeAlias = _Float32Array | Buffer
 _Out = TypeVar("_Out", bound=_Float32Buffer)
+_Sums = TypeVar("_Sums", bound=_Float64Array)
 _DWeight = TypeVar("_DWeight", bound=_Float32Buffer)
 
 @overload
@@ -123,6 +125,140 @@ def add_rms_norm(
     out: _Out,
 ) -> _Out: ...
 def residual_add(residual: _Out, x: _Float32Buffer, scale: float = 1.0) -> _Out: ...
+@overload
+def sum_squares(x: _Float32Buffer, *, out: None = None) -> _Float64Array: ...
+@overload
+def sum_squares(x: _Float32Buffer, *, out: _Sums) -> _Sums: ...
+@overload
+def sum_products(
+    dy: _Float32Buffer,
+    x: _Float32Buffer,
+    weight: _Float32Buffer | None = None,
+    *,
+    weight_offset: float = 0.0,
+    out: None = None,
+) -> _Float64Array: ...
+@overload
+def sum_products(
+    dy: _Float32Buffer,
+    x: _Float32Buffer,
+    weight: _Float32Buffer | None = None,
+    *,
+    weight_offset: float = 0.0,
+    out: _Sums,
+) -> _Sums: ...
+@overload
+def rms_scale(
+    x: _Float32Buffer,
+    sum_squares: _Float64Array,
+    size: int,
+    weight: _Float32Buffer | None = None,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+    out: None = None,
+) -> _Float32Array: ...
+@overload
+def rms_scale(
+    x: _Float32Buffer,
+    sum_squares: _Float64Array,
+    size: int,
+    weight: _Float32Buffer | None = None,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+    out: _Out,
+) -> _Out: ...
+@overload
+def rms_scale_backward(
+    dy: _Float32Buffer,
+    x: _Float32Buffer,
+    sum_squares: _Float64Array,
+    sum_products: _Float64Array,
+    size: int,
+    weight: None = None,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+    dx: None = None,
+    dweight: None = None,
+    accumulate: bool = False,
+) -> tuple[_Float32Array, None]: ...
+@overload
+def rms_scale_backward(
+    dy: _Float32Buffer,
+    x: _Float32Buffer,
+    sum_squares: _Float64Array,
+    sum_products: _Float64Array,
+    size: int,
+    weight: None = None,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+    dx: _Out,
+    dweight: None = None,
+    accumulate: bool = False,
+) -> tuple[_Out, None]: ...
+@overload
+def rms_scale_backward(
+    dy: _Float32Buffer,
+    x: _Float32Buffer,
+    sum_squares: _Float64Array,
+    sum_products: _Float64Array,
+    size: int,
+    weight: _Float32Buffer,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+    dx: None = None,
+    dweight: None = None,
+    accumulate: bool = False,
+) -> tuple[_Float32Array, _Float32Array]: ...
+@overload
+def rms_scale_backward(
+    dy: _Float32Buffer,
+    x: _Float32Buffer,
+    sum_squares: _Float64Array,
+    sum_products: _Float64Array,
+    size: int,
+    weight: _Float32Buffer,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+    dx: _Out,
+    dweight: None = None,
+    accumulate: bool = False,
+) -> tuple[_Out, _Float32Array]: ...
+@overload
+def rms_scale_backward(
+    dy: _Float32Buffer,
+    x: _Float32Buffer,
+    sum_squares: _Float64Array,
+    sum_products: _Float64Array,
+    size: int,
+    weight: _Float32Buffer,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+    dx: None = None,
+    dweight: _DWeight,
+    accumulate: bool = False,
+) -> tuple[_Float32Array, _DWeight]: ...
+@overload
+def rms_scale_backward(
+    dy: _Float32Buffer,
+    x: _Float32Buffer,
+    sum_squares: _Float64Array,
+    sum_products: _Float64Array,
+    size: int,
+    weight: _Float32Buffer,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+    dx: _Out,
+    dweight: _DWeight,
+    accumulate: bool = False,
+) -> tuple[_Out, _DWeight]: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def set_parallel_from(elements: int) -> int: ...

@@ -53,6 +53,74 @@ def rms_norm_backward(
     return _store(dx_value, dx, accumulate), _store(dweight_value, dweight, accumulate)
 
 
+def sum_squares(x: ArrayLike, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """``sum(x**2)`` over the last axis."""
+    x = np.asarray(x, np.float64)
+    return _store(_sum(x * x), out, False)
+
+
+def sum_products(
+    dy: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    weight_offset: float = 0.0,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]:
+    """``sum(dy * (weight_offset + weight) * x)`` over the last axis."""
+    dy, x = np.asarray(dy, np.float64), np.asarray(x, np.float64)
+    with np.errstate(all="ignore"):
+        return _store(_sum(dy * _factor(weight, weight_offset) * x), out, False)
+
+
+def rms_scale(
+    x: ArrayLike,
+    sum_squares: ArrayLike,
+    size: int,
+    weight: ArrayLike | None = None,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]:
+    """``y = x / sqrt(sum_squares / size + eps) * (weight_offset + weight)``."""
+    with np.errstate(all="ignore"):
+        xhat = np.asarray(x, np.float64) / _whole_rms(sum_squares, size, eps)
+        return _store(xhat * _factor(weight, weight_offset), out, False)
+
+
+def rms_scale_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    sum_squares: ArrayLike,
+    sum_products: ArrayLike,
+    size: int,
+    weight: ArrayLike | None = None,
+    eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
+    dx: NDArray[Any] | None = None,
+    dweight: NDArray[Any] | None = None,
+    accumulate: bool = False,
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return dx and dweight of some columns of rows of `size`, from the sums over whole rows.
+
+    With ``g = dy * (weight_offset + weight)``, ``rms = sqrt(sum_squares / size + eps)`` and
+    ``xhat = x / rms``: ``dx = (g - xhat * sum_products / (size * rms)) / rms``.
+    """
+    dy, x = np.asarray(dy, np.float64), np.asarray(x, np.float64)
+    with np.errstate(all="ignore"):
+        rms = _whole_rms(sum_squares, size, eps)
+        xhat = x / rms
+        mean = np.asarray(sum_products, np.float64)[..., None] / rms / max(size, 1)
+        dx_value = (dy * _factor(weight, weight_offset) - xhat * mean) / rms
+        terms = dy * xhat
+    if weight is None:
+        return _store(dx_value, dx, accumulate), None
+    dweight_value = terms.reshape(-1, x.shape[-1]).sum(axis=0)
+    return _store(dx_value, dx, accumulate), _store(dweight_value, dweight, accumulate)
+
+
 def add_rms_norm(
     x: ArrayLike,
     residual: NDArray[Any],
@@ -71,6 +139,16 @@ def residual_add(residual: NDArray[Any], x: ArrayLike, scale: float = 1.0) -> ND
     """``residual += scale * x``, rounded once to residual's dtype."""
     residual[...] = np.asarray(residual, np.float64) + scale * np.asarray(x, np.float64)
     return residual
+
+
+def _sum(values: NDArray[Any]) -> NDArray[Any]:
+    with np.errstate(all="ignore"):
+        return np.asarray(values.sum(axis=-1))
+
+
+def _whole_rms(sum_squares: ArrayLike, size: int, eps: float) -> NDArray[Any]:
+    rms: NDArray[Any] = np.sqrt(np.asarray(sum_squares, np.float64)[..., None] / max(size, 1) + eps)
+    return rms
 
 
 def _mean(values: NDArray[Any]) -> NDArray[Any]:

@@ -46,6 +46,7 @@ cnp.import_array()
 include "isa.pxi"
 include "arrays.pxi"
 include "threads.pxi"
+include "shards.pxi"
 
 
 def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accumulate=False):
@@ -186,59 +187,7 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     >>> dweight
     array([0.8485278, 0.       ], dtype=float32)
     """
-    cdef Job job
-    cdef cnp.ndarray x_in = as_array(x, "x"), dy_in = as_array(dy, "dy")
-    cdef cnp.ndarray dx_out, dx_rows, dweight_out = None, dweight_row = None, w = None, factor
-    cdef object dx_result = dx, dweight_result = dweight
-    cdef float* dweight_data = NULL
-    cdef Py_ssize_t rows, unused
-    check_same_shape(dy_in, "dy", x_in, "x")
-    start_job(&job, last_axis(x_in), eps, weight_offset, accumulate and dx is not None)
-    if weight is not None:
-        w = as_vector(weight, "weight", job.n)
-    elif dweight is not None:
-        raise ValueError("dweight needs weight: without one it has no gradient")
-    if accumulate and dx is None and dweight is None:
-        raise ValueError("accumulate=True needs dx= or dweight=, an array to add to")
-    if dweight is not None:
-        dweight_out = writeable(as_vector(dweight, "dweight", job.n), "dweight")
-    elif w is not None:
-        dweight_out = dweight_result = new_like(w)
-    if dx is None:
-        dx_out = dx_result = new_like(x_in)
-    else:
-        dx_out = as_output(dx, "dx", x_in, "x")
-        if dweight is not None:
-            check_apart(dx_out, "dx", dweight_out, "dweight")
-        x_in = apart(x_in, dx_out)
-        dy_in = apart(dy_in, dx_out)
-    if dweight is not None:     # a few rows write it chunk by chunk, between reads
-        x_in = apart(x_in, dweight_out)
-        dy_in = apart(dy_in, dweight_out)
-        w = apart(w, dweight_out)
-    if w is not None:
-        w = weight_beside(w, dx_out)
-        job.weight = <const float*>cnp.PyArray_DATA(w)
-    x_in = input_rows(x_in, &job.x_stride)
-    dy_in = input_rows(dy_in, &job.dy_stride)
-    dx_rows = output_rows(dx_out, &job.dx_stride)
-    job.x = <const float*>cnp.PyArray_DATA(x_in)
-    job.dy = <const float*>cnp.PyArray_DATA(dy_in)
-    job.dx = <float*>cnp.PyArray_DATA(dx_rows)
-    job.factor = <float*>job.weight
-    if w is not None and double_bits(job.weight_offset) != 0:
-        factor = new_like(w)
-        job.factor = <float*>cnp.PyArray_DATA(factor)
-    if dweight_out is not None:
-        dweight_row = output_rows(dweight_out, &unused)
-        dweight_data = <float*>cnp.PyArray_DATA(dweight_row)
-    rows = count_rows(x_in)
-    job.stream = (not job.accumulate and job.dx != job.x and job.dx != job.dy
-                  and outgrows_cache(3 * rows * job.n, job.n))
-    run_backward(&job, rows, dweight_data, accumulate and dweight is not None)
-    write_back(dx_out, dx_rows)
-    write_back(dweight_out, dweight_row)
-    return dx_result, dweight_result
+    return gradients(dy, x, weight, eps, weight_offset, dx, dweight, accumulate, None)
 
 
 def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=None):
@@ -357,7 +306,7 @@ def residual_add(residual, x, scale=1.0):
     cdef Job job
     cdef cnp.ndarray x_in = as_array(x, "x"), stream, stream_rows
     stream = as_output(residual, "residual", x_in, "x")
-    job.n = last_axis(x_in)
+    job.n = job.size = last_axis(x_in)
     take_number(&job.scale, scale, "scale")
     job.factor = NULL
     x_in = input_rows(apart(x_in, stream), &job.x_stride)
@@ -369,11 +318,79 @@ def residual_add(residual, x, scale=1.0):
     return residual
 
 
+cdef tuple gradients(object dy, object x, object weight, object eps, object weight_offset,
+                     object dx, object dweight, bint accumulate, tuple sums):
+    """rms_norm_backward, and with sums = (sum_squares, sum_products, size) that of a split row."""
+    cdef Job job
+    cdef cnp.ndarray x_in = as_array(x, "x"), dy_in = as_array(dy, "dy")
+    cdef cnp.ndarray dx_out, dx_rows, dweight_out = None, dweight_row = None, w = None, factor
+    cdef cnp.ndarray squares = None, products = None
+    cdef object dx_result = dx, dweight_result = dweight
+    cdef float* dweight_data = NULL
+    cdef Py_ssize_t rows, unused
+    check_same_shape(dy_in, "dy", x_in, "x")
+    start_job(&job, last_axis(x_in), eps, weight_offset, accumulate and dx is not None)
+    if sums is not None:
+        squares = as_sums(sums[0], "sum_squares", x_in)
+        products = as_sums(sums[1], "sum_products", x_in)
+        job.size = as_size(sums[2], job.n)
+    if weight is not None:
+        w = as_vector(weight, "weight", job.n)
+    elif dweight is not None:
+        raise ValueError("dweight needs weight: without one it has no gradient")
+    if accumulate and dx is None and dweight is None:
+        raise ValueError("accumulate=True needs dx= or dweight=, an array to add to")
+    if dweight is not None:
+        dweight_out = writeable(as_vector(dweight, "dweight", job.n), "dweight")
+    elif w is not None:
+        dweight_out = dweight_result = new_like(w)
+    if dx is None:
+        dx_out = dx_result = new_like(x_in)
+    else:
+        dx_out = as_output(dx, "dx", x_in, "x")
+        if dweight is not None:
+            check_apart(dx_out, "dx", dweight_out, "dweight")
+        x_in = apart(x_in, dx_out)
+        dy_in = apart(dy_in, dx_out)
+    if dweight is not None:     # a few rows write it chunk by chunk, between reads
+        x_in = apart(x_in, dweight_out)
+        dy_in = apart(dy_in, dweight_out)
+        w = apart(w, dweight_out)
+    if sums is not None:
+        squares, products = sums_beside(squares, dx_out), sums_beside(products, dx_out)
+        job.squares = <double*>cnp.PyArray_DATA(squares)
+        job.products = <double*>cnp.PyArray_DATA(products)
+    if w is not None:
+        w = weight_beside(w, dx_out)
+        job.weight = <const float*>cnp.PyArray_DATA(w)
+    x_in = input_rows(x_in, &job.x_stride)
+    dy_in = input_rows(dy_in, &job.dy_stride)
+    dx_rows = output_rows(dx_out, &job.dx_stride)
+    job.x = <const float*>cnp.PyArray_DATA(x_in)
+    job.dy = <const float*>cnp.PyArray_DATA(dy_in)
+    job.dx = <float*>cnp.PyArray_DATA(dx_rows)
+    job.factor = <float*>job.weight
+    if w is not None and double_bits(job.weight_offset) != 0:
+        factor = new_like(w)
+        job.factor = <float*>cnp.PyArray_DATA(factor)
+    if dweight_out is not None:
+        dweight_row = output_rows(dweight_out, &unused)
+        dweight_data = <float*>cnp.PyArray_DATA(dweight_row)
+    rows = count_rows(x_in)
+    job.stream = (not job.accumulate and job.dx != job.x and job.dx != job.dy
+                  and outgrows_cache(3 * rows * job.n, job.n))
+    run_backward(&job, rows, dweight_data, accumulate and dweight is not None)
+    write_back(dx_out, dx_rows)
+    write_back(dweight_out, dweight_row)
+    return dx_result, dweight_result
+
+
 cdef inline int start_job(Job* job, Py_ssize_t n, object eps, object weight_offset,
                           bint accumulate) except -1:
     """Fill in what every normalising job has, with no weight yet."""
-    job.n = n
+    job.n = job.size = n
     job.stream = False
+    job.squares = job.products = NULL
     take_eps(&job.eps, eps)
     take_number(&job.weight_offset, weight_offset, "weight_offset")
     job.weight = job.factor = NULL

@@ -65,27 +65,35 @@ cdef inline void stream_gradient(float* restrict dx, float* restrict group,
         stream(dx + i, line)
 
 
+cdef double sum_products_wide(const float* dy, const float* x, const Job* job) noexcept nogil:
+    """Sum g * x in float64, in which no product overflows. dy, x (n,) IN."""
+    cdef const float* weight = job.weight
+    cdef double[16] lane
+    cdef double g, sum
+    cdef Py_ssize_t i
+    memset(lane, 0, sizeof(lane))
+    for i in range(job.n):
+        g = dy[i]
+        if weight != NULL:
+            g = g * (job.weight_offset + <double>weight[i])
+        lane[i % LANES] += g * <double>x[i]
+    fold(&sum, lane, 1, False)
+    return sum
+
+
 cdef void gradient_row_wide(float* dx, double* dweight, const float* dy, const float* x,
-                            const Job* job) noexcept nogil:
-    """Both phases in float64, for rows that float32 cannot hold or would cancel in.
+                            double squares, double products, const Job* job) noexcept nogil:
+    """Phase two in float64, for rows that float32 cannot hold or would cancel in, and split ones.
 
     dx (n,) OUT or IN-OUT; dweight (n,) IN-OUT, NULL without a weight; dy, x (n,) IN.
     """
     cdef const float* weight = job.weight
-    cdef Py_ssize_t i, n = job.n
-    cdef double inv_rms = 1.0 / sqrt(sum_squares_wide(x, n) * job.inv_n + job.eps)
-    cdef double[16] lane
-    cdef double mean, g, xhat, value
+    cdef double inv_rms = 1.0 / sqrt(squares * job.inv_n + job.eps)
+    cdef double mean = products * inv_rms * job.inv_n
+    cdef double g, xhat, value
     cdef float rounded
-    memset(lane, 0, sizeof(lane))
-    for i in range(n):
-        g = dy[i]
-        if weight != NULL:
-            g = g * (job.weight_offset + <double>weight[i])
-        lane[i % LANES] += g * (x[i] * inv_rms)
-    fold(&mean, lane, 1, False)
-    mean *= job.inv_n
-    for i in range(n):
+    cdef Py_ssize_t i
+    for i in range(job.n):
         g = dy[i]
         xhat = x[i] * inv_rms
         if weight != NULL:
@@ -181,6 +189,23 @@ cdef inline void gradient_group(const Row* rows, Py_ssize_t count, const Job* jo
         width = 512
 
 
+cdef void row_products(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """job.products (rows,) OUT; job.dy, job.x (rows, n), job.weight (n,) IN."""
+    cdef Py_ssize_t row
+    for row in range(first, last):
+        job.products[row] = sum_products_wide(job.dy + row * job.dy_stride,
+                                              job.x + row * job.x_stride, job)
+
+
+cdef void scale_backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
+                         double* dweight) noexcept nogil:
+    """backward from both sums over job.size floats, job.squares and job.products (rows,) IN."""
+    cdef Py_ssize_t row
+    for row in range(first, last):
+        gradient_row_wide(job.dx + row * job.dx_stride, dweight, job.dy + row * job.dy_stride,
+                          job.x + row * job.x_stride, job.squares[row], job.products[row], job)
+
+
 cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
                    double* dweight) noexcept nogil:
     """Backward. job.dx (rows, n) OUT or IN-OUT; job.dy, job.x (rows, n), job.weight (n,) IN.
@@ -190,12 +215,17 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
     """
     cdef Row[8] rows
     cdef Py_ssize_t start, row, count
+    if job.squares != NULL:
+        scale_backward(job, first, last, dweight)
+        return
     for start in range(first, last, 8):
         count = min(<Py_ssize_t>8, last - start)
         for row in range(count):
             rows[row] = start_row(job, start + row, last)
             if not rows[row].tame:
-                gradient_row_wide(rows[row].dx, dweight, rows[row].dy, rows[row].x, job)
+                gradient_row_wide(rows[row].dx, dweight, rows[row].dy, rows[row].x,
+                                  sum_squares_wide(rows[row].x, job.n),
+                                  sum_products_wide(rows[row].dy, rows[row].x, job), job)
         gradient_group(rows, count, job, dweight, NULL)
     if job.stream:
         stream_fence()

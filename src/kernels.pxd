@@ -9,13 +9,16 @@ ctypedef struct Job:
     const float* dy         # (rows, n) IN
     const float* weight     # (n,) IN, or NULL: the factor is 1
     float* factor           # (n,) OUT, backward's weight_offset + weight; or weight itself, NULL
+    double* squares         # (rows,) sums of x**2, OUT or IN; NULL if the job takes its own
+    double* products        # (rows,) sums of dy * (weight_offset + weight) * x, likewise
     Py_ssize_t y_stride
     Py_ssize_t residual_stride
     Py_ssize_t dx_stride
     Py_ssize_t x_stride
     Py_ssize_t dy_stride
     Py_ssize_t n
-    double inv_n            # 1 / n
+    Py_ssize_t size         # the length of a row of which n floats are here: n, if it is not split
+    double inv_n            # 1 / size
     double eps
     double weight_offset
     double scale
@@ -30,6 +33,9 @@ ctypedef struct Table:
     rows_kernel rms_norm
     rows_kernel add_rms_norm
     rows_kernel residual_add
+    rows_kernel row_squares
+    rows_kernel row_products
+    rows_kernel rms_scale
     # dweight and out are (n,), IN-OUT and OUT, NULL without a weight
     void (*backward)(const Job* job, Py_ssize_t first, Py_ssize_t last,
                      double* dweight) noexcept nogil

@@ -35,20 +35,22 @@ cdef inline const float* at(const float* array, Py_ssize_t i) noexcept nogil:
 
 
 include "sums.pxi"
+include "scale.pxi"
+include "add.pxi"
 include "forward.pxi"
 include "backward_sums.pxi"
 include "backward.pxi"
 
 
 cdef void start(Job* job) noexcept nogil:
-    """What a job has to be computed: 1 / n, and backward's factor if it is not the weight."""
-    job.inv_n = 1.0 / job.n
+    """What a job has to be computed: 1 / size, and backward's factor if it is not the weight."""
+    job.inv_n = 1.0 / job.size
     if job.factor != NULL and job.factor != job.weight:
         add_offset(job.factor, job.weight, job.weight_offset, job.n)
 
 
-cdef Table TABLE = Table(start, rms_norm, add_rms_norm, residual_add, backward, backward_few,
-                         add_block, store_dweight)
+cdef Table TABLE = Table(start, rms_norm, add_rms_norm, residual_add, row_squares, row_products,
+                         rms_scale, backward, backward_few, add_block, store_dweight)
 
 table = PyCapsule_New(&TABLE, "fastrms.kernels", NULL)
 flags = FLAGS.decode()

@@ -196,7 +196,8 @@ cdef int run_backward(Job* job, Py_ssize_t rows, float* dweight, bint accumulate
     cdef bint done = False
     cdef fp_state state = default_fp_state()
     kernels.start(job)
-    if rows * job.n < RELEASE_GIL and 0 < rows <= GROUP and not accumulate:
+    if (rows * job.n < RELEASE_GIL and 0 < rows <= GROUP and not accumulate
+            and job.squares == NULL):
         done = kernels.backward_few(job, rows, dweight)
     restore_fp_state(state)
     if not done:

@@ -37,7 +37,7 @@ def test_one_wrong_element_is_reported(report, monkeypatch, function, wrong):
     def spoilt(*args, **kwargs):
         result = real(*args, **kwargs)
         first = result[0] if isinstance(result, tuple) else result
-        first[-1, -1] += wrong * (1 + abs(first[-1, -1]))
+        first.flat[-1] += wrong * (1 + abs(first.flat[-1]))
         return result
 
     monkeypatch.setattr(fastrms, function, spoilt)

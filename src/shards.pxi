@@ -1,0 +1,271 @@
+# The public functions for a last axis that is split: over the chunks of an array, or over machines.
+# Each holder takes a sum of its part of every row, the sums are added up, and each scales its part.
+
+def sum_squares(x, *, out=None):
+    """Sum the squares of each row: the very sum that `rms_norm` takes, over the whole range.
+
+    ``sum(x**2)``, over the last axis.
+
+    Parameters
+    ----------
+    x : float32 array, shape (..., n)
+        Any strides. Only read.
+    out : float64 array, shape x.shape[:-1], optional
+        Where the sums go.
+
+    Returns
+    -------
+    out, the very object that was passed, or a new float64 ndarray.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not native float32 or `out` is not native float64, or one of them is masked.
+    ValueError
+        If the shapes do not fit or `out` is read-only. After a refusal every array is as it was.
+
+    Notes
+    -----
+    A row gives the same bits whatever the batch, threads, strides or CPU.
+
+    References
+    ----------
+    Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrms
+    >>> fastrms.sum_squares(np.array([[3, 4]], np.float32))
+    array([25.])
+    """
+    cdef Job job
+    cdef cnp.ndarray x_in = as_array(x, "x")
+    start_job(&job, last_axis(x_in), 0.0, 0.0, False)
+    return sum_rows(&job, kernels.row_squares, &job.squares, x_in, None, None, out)
+
+
+def sum_products(dy, x, weight=None, *, weight_offset=0.0, out=None):
+    """Sum each row's products of gradient and input: what backward needs of a split row.
+
+    ``sum(dy * (weight_offset + weight) * x)``, over the last axis, in float64.
+
+    Parameters
+    ----------
+    dy : float32 array, shape (..., n)
+        The gradient of the output. Only read.
+    x : float32 array, shape of dy
+        The input of the forward pass. Only read.
+    weight, weight_offset
+        As in `rms_norm`: the part of the weight that belongs to these columns.
+    out : float64 array, shape x.shape[:-1], optional
+        Where the sums go.
+
+    Returns
+    -------
+    out, the very object that was passed, or a new float64 ndarray.
+
+    Raises
+    ------
+    TypeError
+        If `dy`, `x` or `weight` is not native float32 or `out` is not native float64, or one of
+        them is masked.
+    ValueError
+        If the shapes do not fit or `out` is read-only. After a refusal every array is as it was.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrms
+    >>> fastrms.sum_products(np.array([[1, 2]], np.float32), np.array([[3, 4]], np.float32))
+    array([11.])
+    """
+    cdef Job job
+    cdef cnp.ndarray x_in = as_array(x, "x"), dy_in = as_array(dy, "dy")
+    check_same_shape(dy_in, "dy", x_in, "x")
+    start_job(&job, last_axis(x_in), 0.0, weight_offset, False)
+    return sum_rows(&job, kernels.row_products, &job.products, x_in, dy_in, weight, out)
+
+
+def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0, out=None):
+    """Normalise a part of each row, given the sum of squares of the whole.
+
+    ``y = x / sqrt(sum_squares / size + eps) * (weight_offset + weight)``
+
+    Parameters
+    ----------
+    x : float32 array, shape (..., n)
+        Some columns of a longer array. Any strides. Only read, unless it is also `out`.
+    sum_squares : float64 array, shape x.shape[:-1]
+        The squares of each whole row, as `sum_squares` gives them, added up. Only read.
+    size : int
+        The length of the whole row, at least n.
+    weight : float32 array, shape (n,), optional
+        The part of the weight that belongs to these columns. Only read.
+    eps, weight_offset, out
+        As in `rms_norm`.
+
+    Returns
+    -------
+    out, the very object that was passed, or a new C-contiguous ndarray.
+
+    Raises
+    ------
+    TypeError
+        If an array is not of its dtype, native, or is masked; if size is no integer.
+    ValueError
+        If a shape does not fit, size is below n, eps is negative or NaN, or `out` is read-only.
+        After a refusal every array is as it was.
+
+    Notes
+    -----
+    ``rms_scale(x, sum_squares(x), n, weight)`` has the bits of ``rms_norm(x, weight)``.
+
+    References
+    ----------
+    Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrms
+    >>> left, right = np.array([[3]], np.float32), np.array([[4]], np.float32)
+    >>> total = fastrms.sum_squares(left) + fastrms.sum_squares(right)
+    >>> fastrms.rms_scale(left, total, 2), fastrms.rms_scale(right, total, 2)
+    (array([[0.8485278]], dtype=float32), array([[1.1313704]], dtype=float32))
+    """
+    cdef Job job
+    cdef cnp.ndarray x_in = as_array(x, "x"), y, y_rows, squares, w = None
+    cdef object result = out
+    start_job(&job, last_axis(x_in), eps, weight_offset, False)
+    job.size = as_size(size, job.n)
+    squares = as_sums(sum_squares, "sum_squares", x_in)
+    if weight is not None:
+        w = as_vector(weight, "weight", job.n)
+    if out is None:
+        y = result = new_like(x_in)
+    else:
+        y = as_output(out, "out", x_in, "x")
+        x_in = apart(x_in, y)
+    if w is not None:
+        w = weight_beside(w, y)
+        job.weight = <const float*>cnp.PyArray_DATA(w)
+    squares = sums_beside(squares, y)
+    x_in = input_rows(x_in, &job.x_stride)
+    y_rows = output_rows(y, &job.y_stride)
+    job.x = <const float*>cnp.PyArray_DATA(x_in)
+    job.y = <float*>cnp.PyArray_DATA(y_rows)
+    job.squares = <double*>cnp.PyArray_DATA(squares)
+    run(kernels.rms_scale, &job, count_rows(x_in))
+    write_back(y, y_rows)
+    return result
+
+
+def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=1e-5, *,
+                       weight_offset=0.0, dx=None, dweight=None, bint accumulate=False):
+    """Carry a gradient back through `rms_scale`, given both sums of the whole rows.
+
+    With ``g = dy * (weight_offset + weight)`` and ``rms = sqrt(sum_squares / size + eps)``:
+    ``dx = (g - x / rms * sum_products / (size * rms)) / rms``, and
+    ``dweight = sum of dy * x / rms`` over all rows.
+
+    Parameters
+    ----------
+    dy, x : float32 arrays, shape (..., n)
+        Some columns of the gradient of the output, and of the input. Only read, unless `dx`.
+    sum_squares, sum_products : float64 arrays, shape x.shape[:-1]
+        The sums over each whole row, of `sum_squares` and `sum_products`. Only read.
+    size : int
+        The length of the whole row, at least n.
+    weight, eps, weight_offset, dx, dweight, accumulate
+        As in `rms_norm_backward`, for these columns.
+
+    Returns
+    -------
+    dx, dweight
+        The objects that were passed, or new ndarrays; dweight is None without a weight.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rms_norm_backward` and `rms_scale`. After a refusal every array is as it was.
+
+    Notes
+    -----
+    In float64, rounded once, not always with the bits of `rms_norm_backward`. dx is within 2e-6 of
+    the largest |dx| or |g| / rms of its row: where the two terms of dx cancel, the 4 float32
+    roundings of `sum_squares` are left. dweight has the bound of `rms_norm_backward`.
+
+    References
+    ----------
+    Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrms
+    >>> x, dy, w = np.array([[3, 4]], "f"), np.array([[1, 0]], "f"), np.ones(2, "f")
+    >>> squares, products = fastrms.sum_squares(x), fastrms.sum_products(dy, x, w)
+    >>> dx, dweight = fastrms.rms_scale_backward(dy, x, squares, products, 2, w)
+    >>> dweight
+    array([0.8485278, 0.       ], dtype=float32)
+    """
+    return gradients(dy, x, weight, eps, weight_offset, dx, dweight, accumulate,
+                     (sum_squares, sum_products, size))
+
+
+cdef object sum_rows(Job* job, rows_kernel kernel, double** sums, cnp.ndarray x, cnp.ndarray dy,
+                     object weight, object out):
+    """Run a kernel that takes one sum a row, into `out` or a new array."""
+    cdef cnp.ndarray target, rows, w = None
+    cdef object result = out
+    cdef int ndim = cnp.PyArray_NDIM(x) - 1
+    if weight is not None:
+        w = as_vector(weight, "weight", job.n)
+    # Always a new one: `out` may be anywhere, in any order, and sums are few.
+    rows = cnp.PyArray_ZEROS(ndim, cnp.PyArray_DIMS(x), cnp.NPY_DOUBLE, 0)
+    target = rows if out is None else writeable(as_sums(out, "out", x), "out")
+    if out is None:
+        result = rows
+    if w is not None:
+        w = weight_beside(w, rows)
+        job.weight = <const float*>cnp.PyArray_DATA(w)
+    x = input_rows(x, &job.x_stride)
+    job.x = <const float*>cnp.PyArray_DATA(x)
+    if dy is not None:
+        dy = input_rows(dy, &job.dy_stride)
+        job.dy = <const float*>cnp.PyArray_DATA(dy)
+    sums[0] = <double*>cnp.PyArray_DATA(rows)
+    run(kernel, job, count_rows(x))
+    write_back(target, rows)
+    return result
+
+
+cdef cnp.ndarray as_sums(object value, str name, cnp.ndarray x):
+    """`value` as a plain float64 array of the shape of x without its last axis."""
+    cdef cnp.ndarray array
+    cdef tuple shape = shape_of(x)[:-1]
+    if isinstance(value, np.ma.MaskedArray) or not isinstance(value, (np.ndarray, np.float64)):
+        raise TypeError(f"{name} must be a float64 numpy.ndarray, got {type(value).__name__}")
+    array = np.asarray(value)
+    if cnp.PyArray_TYPE(array) != cnp.NPY_DOUBLE or cnp.PyArray_ISBYTESWAPPED(array):
+        raise TypeError(f"{name} must be native float64, got {array.dtype.str!r} ({array.dtype})")
+    if shape_of(array) != shape:
+        raise ValueError(f"{name} must have the shape of x without its last axis, {shape}, "
+                         f"got {shape_of(array)}")
+    return array
+
+
+cdef cnp.ndarray sums_beside(cnp.ndarray sums, cnp.ndarray output):
+    """Sums that a kernel can read straight through while it writes `output`."""
+    if (not cnp.PyArray_IS_C_CONTIGUOUS(sums) or not cnp.PyArray_ISALIGNED(sums)
+            or np.may_share_memory(sums, output)):
+        return copy_of(sums)
+    return sums
+
+
+cdef Py_ssize_t as_size(object value, Py_ssize_t n) except -1:
+    try:
+        size = operator.index(value)
+    except TypeError:
+        raise TypeError(f"size must be an integer, got {type(value).__name__}") from None
+    if not n <= size < 1 << 62:
+        raise ValueError(f"size, the length of the whole row, must be at least that of x, {n}, "
+                         f"got {size}")
+    return size

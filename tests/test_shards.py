@@ -1,0 +1,252 @@
+"""The functions for a split last axis: the sums, and the parts put together, against the whole."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import fastrms
+from fastrms import _core, reference
+from fastrms.check import (
+    DWEIGHT,
+    DX,
+    FORWARD_ULP,
+    dweight_error,
+    dx_error,
+    ulps,
+)
+
+# float32 trees of 8: 4 roundings of 2**-24 a term (src/sums.pxi).
+SUM_SQUARES = 4 * 2.0**-24
+# float64 throughout: 2**-53 a rounding, of which a sum of 5,125 terms has some.
+FLOAT64 = 1e-12
+LENGTHS = (1, 5, 15, 16, 17, 33, 100, 127, 128, 129, 300, 1000, 5125)
+SCALES = (1.0, 1e-30, 1e-45, 1e19, 1e37)
+
+
+@pytest.fixture(params=_core.available_isas())
+def isa(request):
+    before = _core.current()
+    _core.use_isa(request.param)
+    yield request.param
+    _core.use_isa(before)
+
+
+@pytest.fixture
+def problem(rng):
+    def make(n, rows=19, scale=1.0):
+        x = (rng.standard_normal((rows, n)) * scale).astype(np.float32)
+        x[2, 0] *= np.float32(min(1e3, 1e38 / max(abs(float(x[2, 0])), 1e-30)))
+        x[3] = 0
+        dy = rng.uniform(0.5, 2.0, (rows, n)).astype(np.float32)
+        weight = rng.uniform(-1.0, 3.0, n).astype(np.float32)
+        return dy, x, weight
+
+    return make
+
+
+def pieces(n, parts):
+    """Return slices of uneven length that cover range(n)."""
+    cuts = sorted({0, n, *(n * part * part // (parts * parts) for part in range(1, parts))})
+    return [slice(a, b) for a, b in itertools.pairwise(cuts)]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("n", LENGTHS)
+def test_one_part_has_the_bits_of_rms_norm(isa, problem, n, scale):
+    _, x, weight = problem(n, scale=scale)
+    squares = fastrms.sum_squares(x)
+    for eps in (0.0, 1e-25, 1e-5, 1e30):
+        for arguments, offset in ((weight, 0.0), (weight, 1.0), (None, 0.0), (weight * 1e3, 0.0)):
+            y = fastrms.rms_scale(x, squares, n, arguments, eps, weight_offset=offset)
+            whole = fastrms.rms_norm(x, arguments, eps, weight_offset=offset)
+            np.testing.assert_array_equal(y, whole)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("n", LENGTHS)
+def test_sums_are_exact_to_their_bounds(isa, problem, n, scale):
+    dy, x, weight = problem(n, scale=scale)
+    squares = fastrms.sum_squares(x)
+    assert squares.dtype == np.float64
+    assert squares.shape == x.shape[:-1]
+    np.testing.assert_allclose(squares, reference.sum_squares(x), rtol=SUM_SQUARES)
+    products = fastrms.sum_products(dy, x, weight, weight_offset=0.5)
+    size = reference.sum_products(np.abs(dy), np.abs(x), np.abs(weight) + 0.5)
+    error = np.abs(products - reference.sum_products(dy, x, weight, weight_offset=0.5))
+    assert (error <= FLOAT64 * size).all()
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+@pytest.mark.parametrize("n", [5, 100, 1000, 5125])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_parts_make_the_whole(problem, n, parts, scale):
+    dy, x, weight = problem(n, scale=scale)
+    eps = 1e-5 if scale == 1 else 0.0
+    x[3] = x[4]  # eps 0 makes NaN of a null row
+    cuts = pieces(n, parts)
+    squares = sum(fastrms.sum_squares(x[:, cut]) for cut in cuts)
+    products = sum(fastrms.sum_products(dy[:, cut], x[:, cut], weight[cut]) for cut in cuts)
+    y = [fastrms.rms_scale(x[:, cut], squares, n, weight[cut], eps) for cut in cuts]
+    assert ulps(np.hstack(y), reference.rms_norm(x, weight, eps)) <= FORWARD_ULP
+    gradients = [
+        fastrms.rms_scale_backward(dy[:, cut], x[:, cut], squares, products, n, weight[cut], eps)
+        for cut in cuts
+    ]
+    dx, dweight = (np.concatenate(part, axis=-1) for part in zip(*gradients, strict=True))
+    exact_dx, exact_dweight = reference.rms_norm_backward(dy, x, weight, eps)
+    assert dx_error(dx, exact_dx, dy, x, weight, eps, split=True) <= DX
+    assert dweight_error(dweight, exact_dweight, dy, x, eps) <= DWEIGHT
+
+
+def test_a_gradient_along_the_row_cancels_to_its_bound(problem):
+    _, x, weight = problem(1000)
+    dy = x / weight
+    squares, products = fastrms.sum_squares(x), fastrms.sum_products(dy, x, weight)
+    dx, _ = fastrms.rms_scale_backward(dy, x, squares, products, 1000, weight)
+    exact, _ = reference.rms_norm_backward(dy, x, weight)
+    assert dx_error(dx, exact, dy, x, weight, 1e-5, split=True) <= DX
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_reference_is_the_whole_formula_in_parts(problem, weighted):
+    dy, x, weight = problem(12)
+    weight = weight if weighted else None
+    squares = reference.sum_squares(x)
+    products = reference.sum_products(dy, x, weight)
+    np.testing.assert_allclose(
+        reference.rms_scale(x, squares, 12, weight), reference.rms_norm(x, weight), rtol=1e-13
+    )
+    parts = reference.rms_scale_backward(dy, x, squares, products, 12, weight)
+    whole = reference.rms_norm_backward(dy, x, weight)
+    np.testing.assert_allclose(parts[0], whole[0], atol=1e-12)
+    if weighted:
+        np.testing.assert_allclose(parts[1], whole[1], rtol=1e-13)
+    else:
+        assert parts[1] is whole[1] is None
+
+
+def test_threads_and_strides_change_no_bit(problem):
+    dy, x, weight = problem(100, rows=2000)
+    expected = fastrms.sum_squares(x), fastrms.sum_products(dy, x, weight)
+    y = fastrms.rms_scale(x, expected[0], 150, weight)
+    gradients = fastrms.rms_scale_backward(dy, x, *expected, 150, weight)
+    before = fastrms.get_num_threads(), _core.set_parallel_from(1)
+    wide = np.zeros((2000, 300), np.float32)
+    wide[:, ::3] = x
+    try:
+        fastrms.set_num_threads(3)
+        for layout in (x, wide[:, ::3], np.asfortranarray(x)):
+            np.testing.assert_array_equal(fastrms.sum_squares(layout), expected[0])
+            np.testing.assert_array_equal(fastrms.sum_products(dy, layout, weight), expected[1])
+            np.testing.assert_array_equal(fastrms.rms_scale(layout, expected[0], 150, weight), y)
+            again = fastrms.rms_scale_backward(dy, layout, *expected, 150, weight)
+            np.testing.assert_array_equal(again[0], gradients[0])
+            np.testing.assert_array_equal(again[1], gradients[1])
+    finally:
+        fastrms.set_num_threads(before[0])
+        _core.set_parallel_from(before[1])
+
+
+def test_outputs_go_where_they_are_wanted(problem):
+    dy, x, weight = problem(20, rows=6)
+    x, dy = x.reshape(2, 3, 20), dy.reshape(2, 3, 20)
+    squares, products = fastrms.sum_squares(x), fastrms.sum_products(dy, x, weight)
+    for order in ("C", "F"):
+        out = np.empty((2, 3), order=order)
+        assert fastrms.sum_squares(x, out=out) is out
+        np.testing.assert_array_equal(out, squares)
+        assert fastrms.sum_products(dy, x, weight, out=out) is out
+        np.testing.assert_array_equal(out, products)
+    y = np.empty_like(x)
+    assert fastrms.rms_scale(x, squares, 20, weight, out=y) is y
+    dx, dweight = np.ones_like(x), np.ones_like(weight)
+    fresh = fastrms.rms_scale_backward(dy, x, squares, products, 20, weight)
+    got = fastrms.rms_scale_backward(
+        dy, x, squares, products, 20, weight, dx=dx, dweight=dweight, accumulate=True
+    )
+    assert got[0] is dx
+    assert got[1] is dweight
+    np.testing.assert_array_equal(dx, 1 + fresh[0])
+    np.testing.assert_array_equal(dweight, 1 + fresh[1])
+    in_place = x.copy()
+    fastrms.rms_scale(in_place, squares, 20, weight, out=in_place)
+    np.testing.assert_array_equal(in_place, y)
+
+
+def test_a_single_row_and_none(problem):
+    _, x, weight = problem(30, rows=5)
+    total = fastrms.sum_squares(x[0])
+    assert total.shape == ()
+    whole = fastrms.rms_norm(x[0], weight)
+    np.testing.assert_array_equal(fastrms.rms_scale(x[0], total, 30, weight), whole)
+    np.testing.assert_array_equal(fastrms.rms_scale(x[0], total[()], 30, weight), whole)
+    assert fastrms.sum_squares(x[:0]).shape == (0,)
+    np.testing.assert_array_equal(fastrms.sum_squares(x[:, :0]), np.zeros(5))
+    assert fastrms.rms_scale(x[:, :0], np.ones(5), 30).shape == (5, 0)
+
+
+def test_sums_may_lie_in_the_memory_that_is_written(problem):
+    _, x, weight = problem(8, rows=4)
+    memory = np.empty(4 * 8 * 4 + 64, np.uint8)
+    out = memory[: x.nbytes].view(np.float32).reshape(x.shape)
+    sums = memory[8:40].view(np.float64)
+    expected = fastrms.rms_scale(x, fastrms.sum_squares(x), 8, weight)
+    sums[:] = fastrms.sum_squares(x)
+    np.testing.assert_array_equal(fastrms.rms_scale(x, sums, 8, weight, out=out), expected)
+    out[:] = x
+    expected = fastrms.sum_squares(x)
+    np.testing.assert_array_equal(fastrms.sum_squares(out, out=sums), expected)
+
+
+REFUSED = [
+    (dict(sum_squares=np.ones(6, np.float32)), TypeError, "sum_squares must be native float64"),
+    (dict(sum_squares=np.ones(6, ">f8")), TypeError, "sum_squares must be native float64"),
+    (dict(sum_squares=[1.0] * 6), TypeError, "sum_squares must be a float64 numpy.ndarray"),
+    (dict(sum_squares=np.ma.ones(6)), TypeError, "got MaskedArray"),
+    (dict(sum_squares=np.ones(5)), ValueError, r"shape of x without its last axis, \(6,\)"),
+    (dict(sum_squares=np.ones((6, 1))), ValueError, r"got \(6, 1\)"),
+    (dict(size=11), ValueError, "at least that of x, 12, got 11"),
+    (dict(size=12.0), TypeError, "size must be an integer, got float"),
+    (dict(eps=-1.0), ValueError, "eps must be zero or more"),
+    (dict(weight=np.ones(11, np.float32)), ValueError, "weight must have shape"),
+    (dict(x=np.ones((6, 12))), TypeError, "x must be native float32"),
+]
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("change", "error", "message"), REFUSED)
+def test_refusals_name_the_argument_and_change_nothing(change, error, message, backward):
+    ones = np.ones((6, 12), np.float32)
+    arguments = dict(x=ones, sum_squares=np.full(6, 12.0), size=12, weight=ones[0].copy())
+    out = np.full((6, 12), 7, np.float32)
+    if backward:
+        arguments |= dict(dy=ones, sum_products=np.zeros(6), dx=out, accumulate=True)
+        call = fastrms.rms_scale_backward
+    else:
+        arguments |= dict(out=out)
+        call = fastrms.rms_scale
+    call(**arguments)
+    out[:] = 7
+    with pytest.raises(error, match=message):
+        call(**arguments | change)
+    assert (out == 7).all()
+
+
+def test_sum_outputs_are_refused(problem):
+    dy, x, weight = problem(12, rows=6)
+    fixed = np.zeros(6)
+    fixed.flags.writeable = False
+    for out, error in (
+        (np.zeros(6, "f"), TypeError),
+        (np.zeros(5), ValueError),
+        (fixed, ValueError),
+    ):
+        with pytest.raises(error, match="out must"):
+            fastrms.sum_squares(x, out=out)
+        with pytest.raises(error, match="out must"):
+            fastrms.sum_products(dy, x, weight, out=out)
+    with pytest.raises(ValueError, match="dy must have the shape of x"):
+        fastrms.sum_products(dy[:3], x, weight)
+    with pytest.raises(ValueError, match="weight must have shape"):
+        fastrms.sum_products(dy, x, weight[:3])
