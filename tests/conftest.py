@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -21,6 +22,22 @@ from fastrms import _core  # noqa: E402
 from .signatures import MATRICES, ROWS, VECTORS, N  # noqa: E402
 
 SEED = 20191016
+
+# The same examples each time, but in the soak. Time says nothing on a busy machine.
+settings.register_profile(
+    "suite",
+    max_examples=300,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.register_profile("ci", settings.get_profile("suite"), max_examples=20_000)
+settings.register_profile(
+    "soak", settings.get_profile("suite"), max_examples=200_000, derandomize=False, database=None
+)
+# A failure is all that counts: the smallest example would take minutes.
+settings.register_profile("mutants", settings.get_profile("suite"), phases=[Phase.generate])
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)

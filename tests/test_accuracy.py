@@ -180,6 +180,15 @@ def test_small_elements_beside_an_outlier(isa, rng, n, outlier):
     assert ulps(fastrms.rms_norm(x, weight), reference.rms_norm(x, weight)) <= FORWARD_ULP
 
 
+@pytest.mark.parametrize("weight", [1.0, 3.9, 4.1, 7.9, 1e13, 2e13])
+def test_weight_above_subnormal_elements(isa, weight):
+    """On both sides of the weights from which subnormal products are lifted, or go by float64."""
+    x = np.ones((300, 2), np.float32)
+    x[:, 0] = SMALLEST * np.arange(300, dtype=np.float32)
+    weight = np.full(2, weight, np.float32)
+    assert ulps(fastrms.rms_norm(x, weight), reference.rms_norm(x, weight)) <= FORWARD_ULP
+
+
 @pytest.mark.parametrize("weight_offset", [1.0, 0.1, -3.7, 1e-8])
 def test_weight_that_cancels_its_offset(isa, rng, weight_offset):
     """weight_offset is a double: rounded to float32 it would lose the sum where weight cancels."""
@@ -223,7 +232,7 @@ def test_accumulate(isa, rng, kind):
     assert np.all(np.abs(dx.astype(np.float64) - skip - exact_dx) <= bound)
 
 
-@pytest.mark.parametrize("scale", [1.0, -1.0, 0.5, 0.0, 0.1, -1 / 3, 1e30, 1e-30, 1e300])
+@pytest.mark.parametrize("scale", [1.0, -1.0, 0.5, 2.0, 0.0, 0.1, -1 / 3, 1e30, 1e-30, 1e300])
 @pytest.mark.parametrize("shape", [(1,), (7, 33), (199, 513)])
 def test_residual_add_scale(isa, threads, rng, shape, scale):
     """The scale is a double, and the float64 sum is rounded once to float32."""

@@ -131,6 +131,13 @@ def test_dx_that_cancels(isa, rng, n, closeness, weighted):
         _assert_backward(dy, x, weight, eps)
 
 
+@pytest.mark.parametrize("n", [100, 300, 1000])
+def test_dx_of_constant_rows(isa, rng, n):
+    """Nothing is left, and the roundings of a sum of equal terms all have one sign."""
+    dy, x, weight = (np.full(n, rng.uniform(0.5, 2), np.float32) for _ in range(3))
+    _assert_backward(dy[None], x[None], weight, 0.0)
+
+
 @pytest.mark.parametrize("scale", [1e-44, 1e-40, 1e-36, 1.0, 1e36])
 @pytest.mark.parametrize("rows", [7, 199, 2053])
 def test_dweight_of_many_rows(isa, rng, rows, scale):

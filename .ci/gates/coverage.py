@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Lines and branches of the door and of the kernels that the tests never run, each with a reason.
+
+Built without inlining, gcov counts lines of C, which Cython's comments lead back to the source. A
+branch is an `if` of the source that went one way alone; the tests of errors that Cython adds after
+each call are none. Compared with uncovered.txt both ways: a line less is as wrong as a line more.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import scratch_build
+
+MODULES = {"_core": ["-fopenmp", "-fprofile-update=atomic"], "_kernels_baseline": []}
+FLAGS = ["-O1", "-fno-inline", "--coverage"]
+TESTS = ("contract", "buffers", "overlap", "layout", "special", "range", "bits", "threads", "fuzz")
+REASONS = Path(__file__).with_name("uncovered.txt")
+POSITION = re.compile(r'\s*/\* "(?:src/)?([^"]+)":(\d+)$')
+# What Cython writes for a condition of the source.
+CONDITION = re.compile(r"\s*(\} else )?if \(\(?!?__pyx_t_\d+\)?\) \{|\s*(while|for) \(")
+
+
+def positions(c_file):
+    """Yield for each line of C its number, its text, and the source file and line it comes from."""
+    place, comment = None, False
+    for number, text in enumerate(c_file.read_text().splitlines(), 1):
+        match = POSITION.match(text)
+        if match:
+            place, comment = (match[1], int(match[2])), True
+        elif comment:
+            comment = not text.endswith("*/")
+        elif text.startswith("}") or "/* function exit code */" in text:
+            place = None
+        elif place:
+            yield number, text, place
+
+
+def counts(scratch, module):
+    """Return gcov's entries for the lines of a module's C file, by number."""
+    data = next(scratch.glob(f"fastrms/{module}.*.gcda"))
+    command = ["gcov", "--json-format", "--branch-probabilities", "--stdout", str(data)]
+    out = subprocess.run(command, cwd=scratch, check=True, capture_output=True, text=True).stdout
+    files = {file["file"]: file["lines"] for file in json.loads(out)["files"]}
+    return {line["line_number"]: line for line in files[f"{module}.c"]}
+
+
+def measure(scratch, module):
+    """Return how often each source line ran, and each way of its branches."""
+    seen, lines, branches = counts(scratch, module), defaultdict(int), defaultdict(list)
+    for number, text, place in positions(scratch / f"{module}.c"):
+        if number not in seen or not (scratch / "src" / place[0]).exists():
+            continue
+        lines[place] = max(lines[place], seen[number]["count"])
+        if CONDITION.match(text) and len(seen[number]["branches"]) == 2:
+            branches[place].append([way["count"] for way in seen[number]["branches"]])
+    return lines, branches
+
+
+def uncovered(scratch, lines, branches):
+    """Yield `file: what: source text` for each line never run and each branch half run."""
+    texts = {path.name: path.read_text().splitlines() for path in (scratch / "src").iterdir()}
+    for (file, number), count in sorted(lines.items()):
+        ways, text = branches.get((file, number), []), texts[file][number - 1].strip()
+        if not count:
+            what = "never run"
+        elif any(0 in pair and sum(pair) for pair in ways) and not text.startswith("except"):
+            what = "one way only"
+        else:
+            continue
+        yield f"{file}: {what}: {text}"
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        scratch_build.copy(scratch)
+        for module, flags in MODULES.items():
+            scratch_build.to_c(scratch, module)
+            scratch_build.compile_c(scratch, module, [*FLAGS, *flags])
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += [f"tests/test_{name}.py" for name in TESTS]
+        environment = {**os.environ, "PYTHONPATH": folder, "OMP_WAIT_POLICY": "passive"}
+        subprocess.run(command, cwd=scratch, env=environment, check=True, stdout=sys.stderr)
+        found = []
+        for module in MODULES:
+            lines, branches = measure(scratch, module)
+            found += uncovered(scratch, lines, branches)
+            run = sum(count > 0 for count in lines.values())
+            ways = [count for pairs in branches.values() for pair in pairs for count in pair]
+            taken = sum(count > 0 for count in ways)
+            print(
+                f"coverage: {module}: {run} of {len(lines)} lines "
+                f"({100 * run / len(lines):.1f} %), {taken} of {len(ways)} branches "
+                f"({100 * taken / len(ways):.1f} %)"
+            )
+    known = scratch_build.reasons(REASONS)
+    for entry in sorted(set(found) - known.keys()):
+        print(f"coverage: not covered, and no reason in {REASONS.name}: {entry}")
+    for entry in sorted(known.keys() - set(found)):
+        print(f"coverage: covered or gone, but still in {REASONS.name}: {entry}")
+    for entry in (entry for entry, reason in known.items() if not reason):
+        print(f"coverage: {REASONS.name} gives no reason for: {entry}")
+    return set(found) != known.keys() or not all(known.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

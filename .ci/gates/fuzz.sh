@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Any call, right or wrong (tests/test_fuzz.py): 20,000 examples, the same each time; with FULL=1
+# ten times as many, and other ones each time.
+set -euo pipefail
+profile=ci
+[ "${FULL:-0}" != 1 ] || profile=soak
+python -m pytest -q tests/test_fuzz.py --hypothesis-profile="$profile" \
+    --hypothesis-show-statistics | sed -n '/%\|passing\|^E \|^FAILED\|passed/s/^/fuzz: /p'

@@ -1,0 +1,243 @@
+#!/usr/bin/env python3
+"""Mutants of the kernels and the door: one operator or constant changed, and the tests must fail.
+
+60 of them, spread evenly over the source as it stands, or all with FULL=1. One instruction set is
+built, so that no mutant is found by comparing it with unchanged kernels. A mutant that hangs or
+crashes is dead. Survivors that change no result are listed in survivors.txt, each with a reason.
+"""
+
+import hashlib
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import tokenize
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import scratch_build
+
+FULL = os.environ.get("FULL") == "1"
+SAMPLE, JOBS, LEAST = 60, 2, 0.95
+CPU_SECONDS, SECONDS = 100, 600  # of one run of tests, which needs 25; a busy machine is no death
+# The quick ones first, the rest for what they leave alive.
+KERNEL = (("special", "range"), ("overlap", "layout", "fuzz", "accuracy", "bits"))
+DOOR = (("contract", "buffers", "overlap"), ("layout", "fuzz", "special", "threads", "bits"))
+FILES = {
+    "sums.pxi": ("_kernels_baseline", KERNEL),
+    "forward.pxi": ("_kernels_baseline", KERNEL),
+    "backward_sums.pxi": ("_kernels_baseline", KERNEL),
+    "backward.pxi": ("_kernels_baseline", KERNEL),
+    "arrays.pxi": ("_core", DOOR),
+    "threads.pxi": ("_core", DOOR),
+    "_core.pyx": ("_core", DOOR),
+}
+FLAGS = {"_kernels_baseline": ["-O1"], "_core": ["-O1", "-fopenmp"]}
+SURVIVORS = Path(__file__).with_name("survivors.txt")
+SWAPS = {
+    "+": "-", "-": "+", "*": "+", "/": "*", "//": "*", "%": "//", "+=": "-=", "-=": "+=",
+    "*=": "+=", "<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "&": "|",
+    "and": "or", "or": "and", "not": "", "True": "False", "False": "True", "min": "max",
+    "max": "min",
+}  # fmt: skip
+TYPES = {
+    "const",
+    "double",
+    "float",
+    "int",
+    "char",
+    "void",
+    "Py_ssize_t",
+    "Job",
+    "Row",
+    "RowSums",
+    "Table",
+}
+# What these lines decide is when a result comes, not which: a fetch, a fence, a row to fetch; the
+# sizes from which a call streams, uses threads or lets go of the GIL.
+SPEED = re.compile(
+    r"prefetch|ahead|stream_fence|distance|outgrows_cache|RELEASE_GIL|parallel_from|STREAM_BYTES|"
+    r"LEAST_STREAMED|elements \* "
+)
+# At the very border of a range the two ways to compute are both right.
+BORDER = re.compile(r"SMALL_|LARGE_|TRUSTED|_WEIGHT")
+NOT_CODE = re.compile(
+    r"\s*(cdef (extern|inline|enum|struct)\b.*:|cdef [^=]*$|.*\) except -1|include|c?import|from|"
+    r"\w+ = \d+ *#)"
+)
+
+
+class Mutant(NamedTuple):
+    file: str
+    line: int
+    start: int
+    end: int
+    new: str
+    function: str
+    text: str
+
+    def changed(self):
+        return f"{self.text[: self.start]}{self.new}{self.text[self.end :]}"
+
+    def key(self):
+        return f"{self.file} {self.function}: {self.text.strip()} -> {self.changed().strip()}"
+
+
+def mutants(file):
+    """Yield every mutant of a source file, in its order."""
+    source = (scratch_build.CHECKOUT / "src" / file).read_text()
+    lines, functions, name = source.splitlines(), [], "(module)"
+    for line in lines:
+        match = re.match(r"(?:c?def|cpdef)\b[^=(]*?(\w+)\(", line)
+        name = (
+            match[1] if match else name if line.startswith((" ", ")")) or not line else "(module)"
+        )
+        functions.append(name)
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    for before, token, after in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        new = replacement(before, token, after)
+        if new is None:
+            continue
+        row, text = token.start[0] - 1, token.line.rstrip("\n")
+        border = token.string in ("<", "<=") and BORDER.search(text)
+        if border or SPEED.search(text) or signature(lines, row):
+            continue
+        yield Mutant(file, row + 1, token.start[1], token.end[1], new, functions[row], text)
+
+
+def signature(lines, row):
+    """Whether a line declares, and computes nothing: types and default arguments."""
+    if NOT_CODE.match(lines[row]):
+        return True
+    while row and not lines[row].startswith(("cdef", "def")) and lines[row].startswith(" " * 9):
+        row -= 1  # of several lines
+    return bool(re.match(r"(cdef|def) .*\(", lines[row])) and " = " not in lines[row]
+
+
+def replacement(before, token, after):
+    """Return what a token becomes, or None if it stays."""
+    if token.type == tokenize.NUMBER:
+        if re.fullmatch(r"\d+", token.string):
+            return str(int(token.string) + 1)
+        return f"(2 * {token.string})"
+    if token.string not in SWAPS:
+        return None
+    if before.string in TYPES or (token.string == ">" and before.string == "*"):
+        return None  # of a cast
+    if token.string in "<>" and {before.string, after.string} & TYPES:
+        return None
+    if token.string == "&" and not before.string[-1:].isalnum():
+        return None  # an address
+    return SWAPS[token.string]
+
+
+def run(folder, mutant):
+    """Return whether a mutant is dead, survives, or does not compile."""
+    scratch = Path(folder)
+    module, tests = FILES[mutant.file]
+    path = scratch / "src" / mutant.file
+    source = path.read_text()
+    lines = source.splitlines()
+    lines[mutant.line - 1] = mutant.changed()
+    path.write_text("\n".join(lines) + "\n")
+    try:
+        build(scratch, module)
+    except subprocess.SubprocessError:
+        return "invalid"
+    finally:
+        path.write_text(source)
+    return "dead" if any(fails(scratch, stage) for stage in tests) else "survives"
+
+
+def fails(scratch, tests):
+    """Whether any of these test files fails, crashes or hangs."""
+    command = ["bash", "-c", f'ulimit -t {CPU_SECONDS}; exec "$@"', "tests"]
+    command += [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += ["--hypothesis-profile=mutants", *(f"tests/test_{name}.py" for name in tests)]
+    environment = {**os.environ, "PYTHONPATH": str(scratch), "OMP_WAIT_POLICY": "passive"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        done = subprocess.run(command, cwd=scratch, env=environment, timeout=SECONDS, **quiet)
+    except subprocess.TimeoutExpired:
+        return True
+    return done.returncode != 0
+
+
+def control():
+    """The tests that judge must pass on the source as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        scratch_build.copy(scratch)
+        for module in FLAGS:
+            build(scratch, module)
+        if any(fails(scratch, stage) for stage in {*KERNEL, *DOOR}):
+            sys.exit("mutation: the tests fail on the unchanged source")
+
+
+def work(share):
+    """Return the outcomes of a share of the mutants, in one scratch copy."""
+    outcomes, built = [], ""
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        scratch_build.copy(scratch)
+        for mutant in share:
+            module, _ = FILES[mutant.file]
+            for name in FLAGS if built != module else ():  # both modules are to be unchanged
+                build(scratch, name)
+            built = module
+            outcomes.append((mutant, run(scratch, mutant)))
+            print(f"{outcomes[-1][1]:9}{mutant.key()}", file=sys.stderr, flush=True)
+    return outcomes
+
+
+def build(scratch, module):
+    scratch_build.to_c(scratch, module)
+    scratch_build.compile_c(scratch, module, FLAGS[module])
+
+
+def chosen():
+    """Return all mutants, and those to run: all, or those of the smallest digests.
+
+    So a change of the source changes the sample only where it changes a line of it.
+    """
+    every = [mutant for file in FILES for mutant in mutants(file)]
+    if FULL:
+        return every, every
+    digests = {hashlib.sha256(mutant.key().encode()).digest(): mutant for mutant in every}
+    sample = [digests[digest] for digest in sorted(digests)[:SAMPLE]]
+    return every, sorted(sample, key=lambda mutant: FILES[mutant.file][0])
+
+
+def main():
+    start = time.monotonic()
+    every, share = chosen()
+    control()
+    with ThreadPoolExecutor(JOBS) as pool:
+        parts = pool.map(work, [share[job::JOBS] for job in range(JOBS)])
+        outcomes = [pair for part in parts for pair in part]
+    keys = {
+        kind: [mutant.key() for mutant, outcome in outcomes if outcome == kind]
+        for kind in ("dead", "survives", "invalid")
+    }
+    known = scratch_build.reasons(SURVIVORS)
+    dead, explained = len(keys["dead"]), known.keys() & set(keys["survives"])
+    for key in sorted(set(keys["survives"]) - explained):
+        print(f"mutation: survives: {key}")
+    for key in sorted(known.keys() & set(keys["dead"])):
+        print(f"mutation: dead, though in {SURVIVORS.name}: {key}")
+    judged = dead + len(set(keys["survives"]) - explained)
+    print(
+        f"mutation: {dead} of {judged} killed ({100 * dead / judged:.1f} %), and "
+        f"{len(explained)} listed as changing no result; {len(share)} of {len(every)} tried, "
+        f"{len(keys['invalid'])} do not compile ({time.monotonic() - start:.0f} s)"
+    )
+    return dead < LEAST * judged
+
+
+if __name__ == "__main__":
+    sys.exit(main())

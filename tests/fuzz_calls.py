@@ -1,0 +1,236 @@
+"""Calls for tests/test_fuzz.py: any layout, type, aliasing and option, right or wrong.
+
+An argument is drawn as a description (Place), so that it can be built twice over equal memories:
+once for the call under test, once for what the call ought to leave behind.
+"""
+
+import array
+import ctypes
+from typing import Any, NamedTuple
+
+import numpy as np
+from hypothesis import strategies as st
+
+from .signatures import MATRICES, REQUIRED, VECTORS
+
+FLOAT = np.dtype(np.float32).itemsize
+MEMORIES = 2  # few, so that arguments often share one
+BYTES = 1 << 15
+MOST = 2500  # elements of a matrix
+SIZES = (0, 1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 64, 100, 127, 128, 129, 143, 256, 257, 300, 513, 700)
+NUMBERS = (0.0, 1e-5, 1.0, 0.5, -1.0, 0.1, 5e-324, 1e-30, 1e30, np.inf, np.nan, -np.inf, -0.0)
+HUGE = 10**400  # no float64
+REALS = (0, 1, True, np.float32(0.25), np.float64(1e-6), np.int64(2), np.array(0.5), HUGE)
+NOT_REAL = (None, "1e-5", 1j, [1.0], object)
+# What the values of a memory are: a scale for normal ones, or the function that makes them.
+SCALES = (1.0, 1.0, 1.0, 0.0, 1e-45, 1e-38, 1e-20, 1e19, 1e37)
+SPECIALS = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, 3e38, 1.0], np.float32)
+OTHER_TYPES = ("f8", "f2", "i4", "u4", "c8", "?", "O", "V4", [("value", "f4")], ">f4", "i8", "g")
+# Of a value that is right, beside a plain ndarray.
+CONTAINERS = ("subclass", "memmap", "memoryview", "array", "ctypes")
+KINDS = ("back", "zero", "gap", "odd", "into", "far")  # of an axis's stride
+WRONG = ("type", "masked", "list", "bytes", "number", "double buffer", "none", "shape", "shape")
+
+
+class Tagged(np.ndarray):
+    """A subclass; of no interest to the functions."""
+
+
+class Place(NamedTuple):
+    """Where an argument lies, and as what it is passed."""
+
+    memory: int
+    offset: int
+    shape: tuple
+    strides: tuple
+    container: str = "ndarray"
+    readonly: bool = False
+    wrong: str = ""
+    dtype: Any = "f4"
+
+
+class Call(NamedTuple):
+    function: str
+    places: dict  # of each array argument: a Place, or the name of the one that it is
+    options: dict
+    seed: int
+    fills: tuple  # of each memory
+    isa: int
+    threads: int
+
+
+class Built(NamedTuple):
+    """An argument: what is passed, and the float32 array that it stands for, if it is one."""
+
+    value: Any
+    view: Any
+
+
+@st.composite
+def layouts(draw, shape):
+    """Draw strides and the bytes before and behind the first element that they reach."""
+    strides, step = [0] * len(shape), FLOAT
+    axes = range(len(shape))
+    kinds = [draw(st.sampled_from(("plain",) * 6 + KINDS)) for _ in axes]
+    if "odd" in kinds:  # elements that share bytes cannot be compared as numbers
+        kinds = ["plain" if kind in ("zero", "into") else kind for kind in kinds]
+    for axis in draw(st.sampled_from((axes[::-1], axes))):
+        kind = kinds[axis]
+        step += {"gap": FLOAT * draw(st.integers(1, 20)), "odd": 1, "into": -FLOAT}.get(kind, 0)
+        strides[axis] = {"back": -step, "zero": 0}.get(kind, step)
+        if kind == "far" and shape[axis] < 2:  # no element is there
+            strides[axis] = draw(st.sampled_from((2**40, -(2**62), 3)))
+        step *= max(1, shape[axis])
+    reaches = [stride * (length - 1) for stride, length in zip(strides, shape, strict=True)]
+    before = -sum(reach for reach in reaches if reach < 0)
+    behind = sum(reach for reach in reaches if reach > 0) + FLOAT
+    if before + behind > BYTES or 0 in shape:
+        return _plain(shape), 0, FLOAT * int(np.prod(shape))
+    return tuple(strides), before, behind
+
+
+def _plain(shape):
+    return tuple(FLOAT * int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+
+
+@st.composite
+def places(draw, shape, output):
+    """Draw an argument of this shape, most often a right one."""
+    wrong = draw(st.sampled_from(("",) * 250 + WRONG))
+    if wrong == "shape":
+        shape = draw(st.sampled_from((shape[1:], (2, *shape), shape[::-1], (*shape[:-1], 7))))
+    strides, before, behind = draw(layouts(shape))
+    room = BYTES - before - behind
+    near = min(room, FLOAT * draw(st.integers(0, 300)))  # overlaps others in part
+    start = draw(st.sampled_from((0, near, near, room, draw(st.integers(0, room)))))
+    start -= 0 if draw(st.integers(0, 7)) == 0 else start % FLOAT
+    readonly = draw(st.integers(0, 40 if output else 5)) == 0
+    container = "ndarray"
+    if draw(st.integers(0, 3)) == 0:
+        container = draw(st.sampled_from(CONTAINERS))
+    dtype = draw(st.sampled_from(OTHER_TYPES))
+    memory = draw(st.integers(0, MEMORIES - 1))
+    return Place(memory, before + start, shape, strides, container, readonly, wrong, dtype)
+
+
+@st.composite
+def shapes(draw):
+    n = draw(st.sampled_from(SIZES))
+    leading = []
+    for _ in range(draw(st.integers(0, 3))):
+        most = MOST // max(1, max(1, n) * int(np.prod(leading)))
+        leading.append(min(most, draw(st.sampled_from((0, 1, 2, 3, 4, 5, 8, 9, 33, 70)))))
+    return *leading, n
+
+
+@st.composite
+def calls(draw):
+    function = draw(st.sampled_from((*MATRICES, "rms_norm_backward", "rms_norm_backward")))
+    shape = draw(shapes())
+    required = REQUIRED[function]
+    names = [*MATRICES[function], *VECTORS[function]]
+    chosen = [name for name in names if name in required or draw(st.integers(0, 3))]
+    places_of = {}
+    for name in chosen:
+        own = shape if name in MATRICES[function] else shape[-1:]
+        twins = [
+            other
+            for other, place in places_of.items()
+            if isinstance(place, Place) and place.shape == own
+        ]
+        if twins and draw(st.integers(0, 4)) == 0:
+            twin = draw(st.sampled_from(twins))  # the same object, or another view of its elements
+            places_of[name] = twin if draw(st.booleans()) else places_of[twin]
+        else:
+            places_of[name] = draw(places(own, name in ("out", "dx", "dweight", "residual")))
+    return Call(
+        function,
+        places_of,
+        draw(options(function)),
+        draw(st.integers(0, 2**32)),
+        tuple(
+            draw(st.sampled_from((*SCALES, "wild", "bits", "specials"))) for _ in range(MEMORIES)
+        ),
+        draw(st.integers(0, 2)),
+        draw(st.sampled_from((1, 1, 1, 2))),
+    )
+
+
+@st.composite
+def options(draw, function):
+    names = ("scale",) if function == "residual_add" else ("eps", "weight_offset")
+    chosen = {}
+    for name in names:
+        kind = draw(st.sampled_from("--------nnnnffrw" if name == "eps" else "----nnfr"))
+        if kind != "-":
+            kinds = {"n": NUMBERS, "r": REALS, "w": NOT_REAL}
+            values = st.floats() if kind == "f" else st.sampled_from(kinds[kind])
+            chosen[name] = draw(values)
+            if name == "weight_offset" and kind == "f":
+                chosen[name] = draw(st.floats(-1e50, 1e50))  # where float64 holds the gradient
+            if name == "eps" and kind in "nf" and draw(st.integers(0, 5)):
+                chosen[name] = abs(chosen[name])
+    if function in ("rms_norm", "rms_norm_backward") and draw(st.booleans()):
+        chosen["accumulate"] = draw(st.booleans())
+    return chosen
+
+
+def fill(call):
+    """Return the memories that the arguments of a call lie in."""
+    rng = np.random.default_rng(call.seed)
+    return [_values(rng, kind).view(np.uint8) for kind in call.fills]
+
+
+def _values(rng, kind):
+    count = BYTES // FLOAT
+    if kind == "bits":
+        return rng.integers(0, 1 << 32, count, np.uint32).view(np.float32)
+    normal = rng.standard_normal(count, np.float32)
+    if kind == "wild":
+        return np.ldexp(normal, rng.integers(-140, 120, count))
+    if kind == "specials":
+        return np.where(rng.random(count) < 0.02, rng.choice(SPECIALS, count), normal)
+    return np.clip(normal, -3, 3) * np.float32(kind)
+
+
+def build(call, memories):
+    """Return the arguments by name: a Built each."""
+    built = {}
+    for name, place in call.places.items():
+        built[name] = built[place] if isinstance(place, str) else _build(place, memories)
+    return built
+
+
+def _build(place, memories):
+    view = np.ndarray(
+        place.shape, np.float32, memories[place.memory].data, place.offset, place.strides
+    )
+    if place.wrong not in ("", "shape"):
+        return Built(_wrong(place, view), None)
+    if place.container == "array":
+        value = array.array("f", view.tobytes())
+        return Built(value, np.frombuffer(value, np.float32) if view.size else view.reshape(-1))
+    if place.container == "ctypes" and view.flags.c_contiguous and view.ndim:
+        kind = ctypes.c_float
+        for length in reversed(place.shape):
+            kind = kind * length
+        value = kind.from_buffer(memories[place.memory].data, place.offset)
+        return Built(value, view)
+    if place.readonly:
+        view.setflags(write=False)
+    kinds = {"subclass": lambda v: v.view(Tagged), "memmap": lambda v: v.view(np.memmap)}
+    kinds["memoryview"] = memoryview
+    return Built(kinds.get(place.container, lambda v: v)(view), view)
+
+
+def _wrong(place, view):
+    makers = {
+        "type": lambda: np.zeros(place.shape, place.dtype),
+        "masked": lambda: np.ma.masked_array(view),
+        "list": lambda: view.tolist(),
+        "bytes": lambda: view.tobytes(),
+        "number": lambda: 1.0,
+        "double buffer": lambda: array.array("d", [0.0] * view.size),
+        "none": lambda: None,
+    }
+    return makers[place.wrong]()

@@ -1,0 +1,241 @@
+"""Any call: what the same call on copies gives, that being the reference's answer; or a refusal
+that the contract names, with nothing changed.
+
+Which refusals are right is decided by `faults`, written from the contract and not from the door.
+`--hypothesis-profile=ci` runs 20,000 examples, `soak` other ones each time, and ten times as many.
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+from hypothesis import event, given
+
+import fastrms
+from fastrms import _core, reference
+from fastrms.check import (
+    DWEIGHT,
+    DX,
+    FORWARD_ULP,
+    FORWARD_ULP_UNWEIGHTED,
+    dweight_error,
+    dx_error,
+    ulps,
+)
+
+from .fuzz_calls import HUGE, NOT_REAL, build, calls, fill
+from .signatures import MATRICES, OUTPUTS, REQUIRED
+
+
+@given(calls())
+def test_any_call(call):
+    memories = fill(call)
+    arguments, before = build(call, memories), [memory.copy() for memory in memories]
+    wrong = faults(call, arguments)
+    options = {**{name: built.value for name, built in arguments.items()}, **call.options}
+    expected = None if wrong else expect(call, arguments, before)
+    held = {name: _bits(built.view) for name, built in arguments.items()}
+    event("refused" if wrong else call.function)
+    with configured(call):
+        error, results = attempt(call.function, options)
+    if error is None:
+        assert not wrong
+        _assert_results(call, arguments, results, memories, *expected)
+        return
+    named = [name for kind, name in wrong if type(error) is kind and name in str(error)]
+    assert named, f"{error!r}, where the contract has {wrong}"
+    assert [memory.tobytes() for memory in memories] == [old.tobytes() for old in before]
+    assert {name: _bits(built.view) for name, built in arguments.items()} == held
+
+
+def attempt(function, options):
+    """Return the refusal and the results of a call: one of them is None."""
+    try:
+        return None, getattr(fastrms, function)(**options)
+    except (TypeError, ValueError) as refusal:
+        return refusal, None
+
+
+@contextmanager
+def configured(call):
+    """Choose the call's instruction set and threads; small calls use threads too."""
+    before = _core.current(), fastrms.get_num_threads(), _core.set_parallel_from(1)
+    available = _core.available_isas()
+    _core.use_isa(available[call.isa % len(available)])
+    fastrms.set_num_threads(call.threads)
+    try:
+        yield
+    finally:
+        _core.use_isa(before[0])
+        fastrms.set_num_threads(before[1])
+        _core.set_parallel_from(before[2])
+
+
+# ---- the contract -----------------------------------------------------------------------------
+
+
+def faults(call, arguments):
+    """Return what is wrong with a call by the contract: pairs of an exception and a name."""
+    found = [fault for name, built in arguments.items() for fault in _of_array(call, name, built)]
+    views = {name: built.view for name, built in arguments.items() if built.view is not None}
+    if views.get("x") is not None and views["x"].ndim:
+        for name, view in views.items():
+            matrix = name in MATRICES[call.function]
+            if view.shape != (views["x"].shape if matrix else views["x"].shape[-1:]):
+                found.append((ValueError, name))
+    outputs = [name for name in OUTPUTS[call.function] if name in views]
+    if len(outputs) == 2 and _share(call, *outputs):
+        found += [(ValueError, name) for name in outputs]
+    return found + list(_of_options(call, arguments))
+
+
+def _of_array(call, name, built):
+    """Yield the faults of an argument by itself."""
+    if built.value is None and name not in REQUIRED[call.function]:
+        return
+    if built.view is None:
+        yield TypeError, name
+        return
+    if built.view.ndim == 0 or (name in OUTPUTS[call.function] and _read_only(built)):
+        yield ValueError, name
+
+
+def _read_only(built):
+    return not built.view.flags.writeable
+
+
+def _of_options(call, arguments):
+    given_buffers = {name for name, built in arguments.items() if built.value is not None}
+    for name in ("eps", "weight_offset", "scale"):
+        number = call.options.get(name, 0.0)
+        if any(number is bad for bad in NOT_REAL):
+            yield TypeError, name
+        elif number is HUGE or (name == "eps" and not number >= 0):
+            yield ValueError, name
+    if call.options.get("accumulate") and not given_buffers & {"out", "dx", "dweight"}:
+        yield ValueError, "accumulate"
+    if "dweight" in given_buffers and "weight" not in given_buffers:
+        yield ValueError, "dweight"
+
+
+def _share(call, first, second):
+    """Whether two arguments have a byte in common: mark the bytes of each."""
+    marks = []
+    for name in (first, second):
+        blank = [np.zeros_like(memory) for memory in fill(call)]
+        view = build(call, blank)[name].view
+        if not view.flags.writeable:
+            return False  # that is a fault already
+        view.view(np.uint32)[...] = 0xFFFFFFFF
+        marks.append(np.concatenate(blank) != 0)
+    return bool(np.any(marks[0] & marks[1]))
+
+
+# ---- the answer -------------------------------------------------------------------------------
+
+
+def expect(call, arguments, memories):
+    """Return the memories and the arguments as a right call leaves them, and all results."""
+    copies = {name: built.view.copy("C") for name, built in arguments.items() if _passed(built)}
+    numbers = {name: value for name, value in call.options.items() if name != "accumulate"}
+    results = separate(call.function, copies, numbers)
+    after_memories = [memory.copy() for memory in memories]
+    after = build(call, after_memories)
+    with np.errstate(all="ignore"):
+        for name in results.keys() & copies.keys():
+            if call.options.get("accumulate"):
+                results[name] = np.add(copies[name], results[name])
+            after[name].view[...] = results[name]
+    return after_memories, after, results
+
+
+def _passed(built):
+    return built.value is not None
+
+
+def separate(function, copies, numbers):
+    """Return what a function writes, by name, for separate contiguous arrays: the reference's."""
+    inputs = {
+        name: value.copy()
+        for name, value in copies.items()
+        if name not in OUTPUTS[function] or name == "residual"
+    }
+    exact_inputs = {name: value.copy() for name, value in inputs.items()}
+    result = getattr(fastrms, function)(**inputs, **numbers)
+    with np.errstate(all="ignore"):
+        exact = (
+            getattr(reference, function)(**exact_inputs, **numbers) if result_size(copies) else 0
+        )
+    if function == "residual_add":
+        results = {"residual": inputs["residual"]}
+    elif function == "rms_norm_backward":
+        results = {"dx": result[0], **({} if result[1] is None else {"dweight": result[1]})}
+    else:
+        results = {"out": result}
+    if function == "add_rms_norm":
+        results["residual"] = inputs["residual"]
+    if result_size(copies):
+        with np.errstate(all="ignore"):
+            _assert_exact(function, results, exact, exact_inputs, copies, numbers)
+    return results
+
+
+def result_size(copies):
+    return copies["x"].size
+
+
+def _assert_exact(function, results, exact, exact_inputs, copies, numbers):
+    if "residual" in results:
+        assert _bits(results["residual"]) == _bits(exact_inputs["residual"])
+    weight, eps = copies.get("weight"), float(numbers.get("eps", 1e-5))
+    if "out" in results:
+        bound = FORWARD_ULP_UNWEIGHTED if weight is None else FORWARD_ULP
+        assert ulps(results["out"], exact) <= bound
+    if function == "rms_norm_backward":
+        dy, x = copies["dy"], copies["x"]
+        offset = np.float64(numbers.get("weight_offset", 0.0))
+        factor = None if weight is None else offset + weight
+        dx = _within_float32(results["dx"], exact[0])
+        assert dx_error(dx, exact[0], dy, x, factor, eps) <= DX
+        if weight is not None:
+            assert dweight_error(results["dweight"], exact[1], dy, x, eps) <= DWEIGHT
+
+
+def _within_float32(dx, exact):
+    """Take an Inf for the largest float where none was due: float64's noise may lie beyond it."""
+    largest = np.finfo(np.float32).max
+    return np.where(np.isinf(dx) & (np.abs(exact) <= largest), np.copysign(largest, dx), dx)
+
+
+def _assert_results(call, arguments, results, memories, after_memories, after, expected):
+    """Compare all memory, and what comes back: the object that was passed, or a new array."""
+    returned = ("dx", "dweight") if call.function == "rms_norm_backward" else ("out",)
+    returned = ("residual",) if call.function == "residual_add" else returned
+    results = results if isinstance(results, tuple) else (results,)
+    for name, result in zip(returned, results, strict=True):
+        if name not in expected:
+            assert result is None
+        elif name in arguments and _passed(arguments[name]):
+            assert result is arguments[name].value
+        else:
+            assert type(result) is np.ndarray
+            assert result.flags.c_contiguous
+            assert not any(np.shares_memory(result, memory) for memory in memories)
+            assert result.shape == expected[name].shape
+            assert _bits(result) == _bits(expected[name])
+    for name in OUTPUTS[call.function]:
+        if name in arguments and _passed(arguments[name]):
+            _one_nan(arguments[name].view)
+            _one_nan(after[name].view)
+    for name, built in arguments.items():
+        assert _bits(built.view) == _bits(after[name].view), name
+    assert [memory.tobytes() for memory in memories] == [m.tobytes() for m in after_memories]
+
+
+def _one_nan(view):
+    """Make every NaN of an output the same one: its payload is no part of any promise."""
+    view[np.isnan(view)] = np.nan
+
+
+def _bits(view):
+    """Return an array's bytes, with one NaN for all."""
+    return None if view is None else np.where(np.isnan(view), np.float32(np.nan), view).tobytes()
