@@ -20,6 +20,7 @@ import fastrms
 FULL = os.environ.get("FULL") == "1"
 FLOATS = PAGE // 4
 TILE = 1021 * PAGE
+BEYOND = 3 << 24  # elements after 2**31: more than a piece, so that pieces begin there too
 MOST_BYTES = 300 << 20
 FUNCTIONS = ("rms_norm", "residual_add", "add_rms_norm", "rms_norm_backward")
 
@@ -43,7 +44,7 @@ def call(function, x, other, first, second, weight):
 
 def alone(function, arrays, rows, weight):
     """Return what the outputs hold after a call on copies of some rows."""
-    few = [np.ascontiguousarray(array[rows]) for array in arrays]
+    few = [array[rows].copy() for array in arrays]
     call(function, *few, weight)
     return few[2:]
 
@@ -131,9 +132,9 @@ def report(what, wrong, started):
 def main():
     fastrms.set_num_threads(2)
     wrong = far_apart()
-    wrong += many((1 << 31) // FLOATS + 3 * 1021, FLOATS, FUNCTIONS)
+    wrong += many((1 << 31) // FLOATS + BEYOND // FLOATS, FLOATS, FUNCTIONS)
     # All four take 2**31 times 12, 21, 75 and 75 ns on a core; forward and the add walk alike.
-    wrong += many((1 << 31) + 4 * FLOATS, 1, FUNCTIONS if FULL else ["residual_add"])
+    wrong += many((1 << 31) + BEYOND, 1, FUNCTIONS if FULL else ["residual_add"])
     print(f"beyond 2**31: {wrong} wrong; {worst >> 20} MiB at most, bound {MOST_BYTES >> 20}")
     return wrong > 0 or worst > MOST_BYTES
 
