@@ -1,0 +1,146 @@
+"""RMSNorm with its last axis split over MPI ranks, forward and backward, beside the unsplit result.
+
+    pip install "fastrms[mpi]"
+    mpiexec -n 4 python examples/tensor_parallel.py             # or -n 2, or any other number
+    mpiexec -n 4 python examples/tensor_parallel.py 576 11008   # other sizes of the last axis
+
+Each rank holds its own columns of all rows. Forward exchanges a float64 a row, the sum of x**2, and
+backward one more, the sum of dy * weight * x. Rank 0 then gathers the results, only to compare
+them. docs/tensor_parallel.md says what the figures mean.
+"""
+
+import argparse
+import sys
+import traceback
+
+import numpy as np
+
+import fastrms
+
+ROWS = 512
+SIZES = [4096, 576]  # of many models, and of one whose halves and quarters end within a block
+BLOCK = 128  # fastrms sums squares in blocks: where a split respects them, its bits are the same
+EPS = 1e-5
+
+
+def forward(comm, x, weight, size):
+    """y (rows, n), and the global sums of squares for backward. x (rows, n), weight (n,)."""
+    squares = total(comm, fastrms.sum_squares(x))
+    return fastrms.rms_scale(x, squares, size, weight, EPS), squares
+
+
+def backward(comm, dy, x, weight, squares, size):
+    """dx (rows, n), dweight (n,): a rank's dweight is whole, it has all rows of its columns."""
+    products = total(comm, fastrms.sum_products(dy, x, weight))
+    return fastrms.rms_scale_backward(dy, x, squares, products, size, weight, EPS)
+
+
+def total(comm, part):
+    """Sum a float64 array over all ranks. Every rank gets the same bits."""
+    whole = np.empty_like(part)
+    comm.Allreduce(part, whole)
+    return whole
+
+
+def draw(size):
+    """x, dy (ROWS, size) and weight (size,): the same on every rank. Rows from 1e-9 to 1e9."""
+    rng = np.random.default_rng(size)
+    x, dy = rng.standard_normal((2, ROWS, size), np.float32)
+    x = np.ldexp(x, rng.integers(-30, 31, (ROWS, 1)))
+    return x, dy + np.float32(0.5), rng.uniform(0.5, 1.5, size).astype(np.float32)
+
+
+def edges(size, ranks, block):
+    """Where each rank's columns begin, at multiples of `block`, and where the last one's end."""
+    return (*(size // block * rank // ranks * block for rank in range(ranks)), size)
+
+
+def run_split(comm, at, x, dy, weight):
+    """Both passes on this rank's columns; on rank 0 the whole y, dx and dweight, elsewhere None."""
+    mine = slice(*at[comm.rank : comm.rank + 2])
+    size = len(weight)
+    x, dy, weight = (np.ascontiguousarray(array[..., mine]) for array in (x, dy, weight))
+    y, squares = forward(comm, x, weight, size)
+    dx, dweight = backward(comm, dy, x, weight, squares, size)
+    shares = comm.gather((y, dx, dweight, squares.tobytes()))
+    if comm.rank:
+        return None
+    *split, sums = zip(*shares, strict=True)
+    if len(set(sums)) > 1:
+        raise ArithmeticError("ranks got different sums from one Allreduce")
+    return [np.concatenate(parts, axis=-1) for parts in split]
+
+
+def compare(split, x, dy, weight):
+    """For y, dx and dweight: name, elements that differ, of how many, furthest, in what unit."""
+    whole = [fastrms.rms_norm(x, weight, EPS), *fastrms.rms_norm_backward(dy, x, weight, EPS)]
+    # Both y have one sign, so the distance in ulp is that of the bit patterns.
+    ulp = np.abs(split[0].view(np.int32).astype(np.int64) - whole[0].view(np.int32))
+    away = [np.abs(one.astype(np.float64) - other) for one, other in zip(split, whole, strict=True)]
+    largest = np.abs(whole[1]).max(axis=-1, keepdims=True)
+    inv_rms = 1 / np.sqrt(np.square(x, dtype=np.float64).mean(axis=-1, keepdims=True) + EPS)
+    terms = np.abs(dy * (x * inv_rms)).sum(axis=0)
+    distances = [
+        ("y", f"{ulp.max()}", "ulp"),
+        ("dx", f"{(away[1] / largest).max():.1e}", "of the largest |dx| of its row"),
+        ("dweight", f"{(away[2] / terms).max():.1e}", "of the sum of |dy * xhat|"),
+    ]
+    counts = [(np.count_nonzero(array), array.size) for array in away]
+    return [(name, *count, *rest) for (name, *rest), count in zip(distances, counts, strict=True)]
+
+
+def report(comm, sizes):
+    """Rank 0 prints a table: for each size two splits, if they differ, at blocks and evenly."""
+    row = "{:<8}{:>10}{:>11}  {} {}".format
+    if comm.rank == 0:
+        print(f"{comm.size} ranks, {ROWS} rows, beside the unsplit result")
+    for size in sizes:
+        arrays = draw(size)
+        for at in dict.fromkeys(edges(size, comm.size, block) for block in (BLOCK, 1)):
+            split = run_split(comm, at, *arrays)
+            if comm.rank == 0:
+                print(f"\n{size} columns: {' + '.join(map(str, np.diff(at)))}")
+                print(row("result", "differ", "of", "furthest", "apart"))
+                for line in compare(split, *arrays):
+                    print(row(*line), flush=True)
+
+
+def parse_sizes(rank):
+    """The sizes on the command line. An error is one line, which rank 0 prints for all."""
+
+    class Parser(argparse.ArgumentParser):
+        def _print_message(self, message, file=None):
+            if rank == 0:
+                super()._print_message(message, file)
+
+        def error(self, message):
+            self.exit(2, f"{self.prog}: {message}\n")
+
+    parser = Parser(description="RMSNorm with its last axis split over MPI ranks.")
+    parser.add_argument(
+        "sizes", nargs="*", type=int, default=SIZES, metavar="SIZE", help="default: 4096 576"
+    )
+    sizes = parser.parse_args().sizes
+    if min(sizes) < 2:  # of a single column dx is 0 but for eps
+        parser.error(f"a size is at least 2, got {min(sizes)}")
+    return sizes
+
+
+def main():
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library to load
+        reason = " ".join(str(error).split())
+        print(f'tensor_parallel.py: {reason}; pip install "fastrms[mpi]"', file=sys.stderr)
+        sys.exit(2)
+    comm = MPI.COMM_WORLD
+    sizes = parse_sizes(comm.rank)
+    try:
+        report(comm, sizes)
+    except Exception:  # the other ranks would wait for this one for ever
+        traceback.print_exc()
+        comm.Abort(1)
+
+
+if __name__ == "__main__":
+    main()

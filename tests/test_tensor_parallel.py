@@ -1,0 +1,137 @@
+"""examples/tensor_parallel.py over real MPI ranks, and docs/tensor_parallel.md: its block runs."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "tensor_parallel.py"
+DOCS = (Path(__file__).parent.parent / "docs" / "tensor_parallel.md").read_text("utf-8")
+# In units of 1 / rms: where it is another float32 than the unsplit row's, its neighbour, xhat moves
+# by under 2 ulp, is rounded to at most 2, and a weight makes that less than 4.
+NEIGHBOUR = 4
+# Two results, each within the bound of the README and rounded once more: 2 * 2**-24.
+DX, DWEIGHT = 2 * 2e-6, 2 * 1e-6 + 2**-23
+RUN = f"import runpy; runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
+
+
+@pytest.fixture(scope="module")
+def on_ranks():
+    """Return a function that runs Python on some MPI ranks; past its time it ends all of them."""
+    pytest.importorskip("mpi4py", reason='mpi4py is not installed: extra "fastrms[mpi]"')
+    mpiexec = shutil.which("mpiexec", path=sysconfig.get_path("scripts"))
+    if mpiexec is None:
+        pytest.skip('no mpiexec beside this Python: extra "fastrms[mpi]"')
+
+    def run(ranks, *arguments):
+        return subprocess.run(
+            [mpiexec, "-n", str(ranks), sys.executable, *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,  # kills mpiexec, and ranks follow it
+        )
+
+    return run
+
+
+def tables(printed):
+    """The tables of a run: columns of each rank -> result -> differ, of, furthest."""
+    found = {}
+    for line in printed.splitlines():
+        if head := re.fullmatch(r"(\d+) columns: (.*)", line):
+            columns = tuple(map(int, head[2].split(" + ")))
+            assert sum(columns) == int(head[1])
+            found[columns] = {}
+        elif cells := re.fullmatch(r"(\w+) +(\d+) +(\d+)  (\S+) (ulp|of .*)", line):
+            found[columns][cells[1]] = int(cells[2]), int(cells[3]), float(cells[4])
+    return found
+
+
+def assert_close(found, ranks, rows=512):
+    for columns, results in found.items():
+        size = sum(columns)
+        assert len(columns) == ranks
+        assert [results[name][1] for name in ("y", "dx", "dweight")] == [rows * size] * 2 + [size]
+        assert results["y"][2] <= NEIGHBOUR
+        assert results["dx"][2] <= DX
+        assert results["dweight"][2] <= DWEIGHT
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_split_row_is_the_unsplit_row(on_ranks, ranks):
+    done = on_ranks(ranks, str(EXAMPLE))
+    assert done.returncode == 0, done.stderr
+    found = tables(done.stdout)
+    assert_close(found, ranks)
+    assert {sum(columns) for columns in found} == {4096, 576}
+    for columns, results in found.items():
+        if all(count % 128 == 0 for count in columns[:-1]):
+            # The same trees of 24 bits, whose float64 sums are exact in any order.
+            assert results["y"] == (0, 512 * sum(columns), 0)
+        else:
+            assert results["y"][0] > 0  # other trees: 0 would be a run that compares y with itself
+
+
+def test_ranks_without_columns(on_ranks):
+    done = on_ranks(4, str(EXAMPLE), "3", "300")
+    assert done.returncode == 0, done.stderr
+    found = tables(done.stdout)
+    assert_close(found, 4)
+    assert set(found) == {(0, 0, 0, 3), (0, 1, 1, 1), (0, 128, 0, 172), (75, 75, 75, 75)}
+
+
+def test_one_rank_that_fails_ends_all(on_ranks):
+    failing = "import fastrms; from mpi4py import MPI\nif MPI.COMM_WORLD.rank == 1: "
+    done = on_ranks(2, "-c", f"{failing}del fastrms.sum_squares\n{RUN}")
+    assert done.returncode != 0
+    assert done.stderr.count("Traceback") == 1
+    assert "AttributeError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("1", "a size is at least 2, got 1"), ("x", "argument SIZE: invalid int value: 'x'")],
+)
+def test_a_wrong_size_is_one_line_from_all_ranks(on_ranks, argument, message):
+    done = on_ranks(2, str(EXAMPLE), "4096", argument)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"tensor_parallel.py: {message}\n"
+
+
+def test_without_mpi4py_it_names_the_extra(python):
+    done = python(f"import sys; sys.modules['mpi4py'] = None\n{RUN}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r'tensor_parallel.py: .*; pip install "fastrms\[mpi\]"\n', done.stderr)
+
+
+def test_the_block_of_the_page_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    values = {}
+    exec(block, values)
+    x, dy, weight = (values[name].astype(np.float64) for name in ("x", "dy", "weight"))
+    inv_rms = 1 / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-5)
+    g, xhat = dy * weight, x * inv_rms
+    wanted = inv_rms * (g - xhat * (g * xhat).mean(axis=-1, keepdims=True))
+    dx, dweight = (
+        np.concatenate(parts, axis=-1) for parts in zip(*values["gradients"], strict=True)
+    )
+    assert np.all(np.abs(dx - wanted) <= 2e-6 * np.abs(wanted).max(axis=-1, keepdims=True))
+    wanted, terms = (dy * xhat).sum(axis=0), np.abs(dy * xhat).sum(axis=0)
+    assert np.all(np.abs(dweight - wanted) <= DWEIGHT * terms)
+
+
+def test_the_page_shows_the_command_and_what_it_prints(on_ranks):
+    command, printed = re.search(r"```text\n\$ (.*?)\n(.*?)```", DOCS, re.DOTALL).groups()
+    assert command in EXAMPLE.read_text("utf-8")
+    ranks = int(re.match(r"mpiexec -n (\d+) python examples/", command)[1])
+    assert_close(tables(printed), ranks)
+    now = on_ranks(ranks, str(EXAMPLE)).stdout
+    figures = re.compile(r" +[\d.e-]+(?= +\d)|  [\d.e-]+ (?=ulp|of)")  # they vary with NumPy's draw
+    assert figures.sub("", printed) == figures.sub("", now)
