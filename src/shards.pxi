@@ -216,6 +216,7 @@ cdef object sum_rows(Job* job, rows_kernel kernel, double** sums, cnp.ndarray x,
     cdef cnp.ndarray target, rows, w = None
     cdef object result = out
     cdef int ndim = cnp.PyArray_NDIM(x) - 1
+    cdef Py_ssize_t unused
     if weight is not None:
         w = as_vector(weight, "weight", job.n)
     # Always a new one: `out` may be anywhere, in any order, and sums are few.
@@ -224,7 +225,7 @@ cdef object sum_rows(Job* job, rows_kernel kernel, double** sums, cnp.ndarray x,
     if out is None:
         result = rows
     if w is not None:
-        w = weight_beside(w, rows)
+        w = input_rows(w, &unused)
         job.weight = <const float*>cnp.PyArray_DATA(w)
     x = input_rows(x, &job.x_stride)
     job.x = <const float*>cnp.PyArray_DATA(x)

@@ -108,6 +108,20 @@ def test_a_gradient_along_the_row_cancels_to_its_bound(problem):
     assert dx_error(dx, exact, dy, x, weight, 1e-5, split=True) <= DX
 
 
+def test_one_row_alone_is_its_row(problem):
+    dy, x, weight = problem(100)
+    squares, products = fastrms.sum_squares(x), fastrms.sum_products(dy, x, weight)
+    assert fastrms.sum_squares(x[2]) == squares[2]
+    assert fastrms.sum_products(dy[2], x[2], weight) == products[2]
+    y = fastrms.rms_scale(x[2], squares[2], 100, weight)
+    np.testing.assert_array_equal(y, fastrms.rms_scale(x, squares, 100, weight)[2])
+    sums = squares[2], products[2]
+    dx, dweight = fastrms.rms_scale_backward(dy[2], x[2], *sums, 100, weight)
+    row = fastrms.rms_scale_backward(dy[2:3], x[2:3], squares[2:3], products[2:3], 100, weight)
+    np.testing.assert_array_equal(dx, row[0][0])
+    np.testing.assert_array_equal(dweight, row[1])
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_reference_is_the_whole_formula_in_parts(problem, weighted):
     dy, x, weight = problem(12)
