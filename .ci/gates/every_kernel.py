@@ -16,11 +16,12 @@ ROWS = (1, 8, 9, 70)  # the few rows, one block, several blocks
 # scale, weight, weight_offset: every way to multiply by a weight, then every range of the sum.
 CASES = [(1.0, weight, 0.0) for weight in (None, 1.0, 1e10, 1e20)]
 CASES += [(1.0, 1.0, 1.0), (1e-42, 1.0, 0.0), (1e38, 1.0, 0.0), (np.nan, 1.0, 0.0)]
+CALLS = 10
 LARGE = (8300, 1040)  # streamed: more than 64 MiB read and written
 
 
 def call_all(rows, n, scale, weight, offset):
-    """Call the four functions, with new outputs and adding into given ones."""
+    """Call every function, with new outputs and adding into given ones."""
 
     def draw():
         return np.full((rows, n), scale, np.float32)
@@ -33,6 +34,9 @@ def call_all(rows, n, scale, weight, offset):
     fastrms.residual_add(draw(), draw(), 1.0 + offset)
     fastrms.rms_norm_backward(draw(), draw(), factor, **norm)
     fastrms.rms_norm_backward(draw(), draw(), factor, dx=draw(), accumulate=True, **norm)
+    sums = fastrms.sum_squares(draw()), fastrms.sum_products(draw(), draw(), factor, **norm)
+    fastrms.rms_scale(draw(), sums[0], n, factor, **norm)
+    fastrms.rms_scale_backward(draw(), draw(), *sums, n, factor, **norm)
 
 
 def main():
@@ -42,9 +46,9 @@ def main():
         for n, rows, case in itertools.product(LENGTHS, ROWS, CASES):
             _core.set_parallel_from(1 if rows == 70 else 1 << 21)
             call_all(rows, n, *case)
-            count += 6
+            count += CALLS
         call_all(*LARGE, 1.0, 1.0, 0.0)
-        count += 6
+        count += CALLS
     print(f"{count} calls on {', '.join(_core.available_isas())}")
 
 
