@@ -138,7 +138,7 @@ def main():
     try:
         report(comm, sizes)
     except Exception:  # the other ranks would wait for this one for ever
-        traceback.print_exc()
+        sys.stderr.write(traceback.format_exc())  # at once: Abort may cut off a second write
         comm.Abort(1)
 
 
