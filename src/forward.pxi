@@ -47,7 +47,7 @@ cdef void norm_rows(float* y, const float* x, Py_ssize_t x_stride, const double*
 
 cdef inline bint in_groups(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     """Whether the rows are short enough to go 8 at a time, so that one's root and division run
-    while others are summed: a row of 64 floats took 1.3 times as long alone, one of 512 as long.
+    while others are summed: 27 -> 21 ns a row of 100, 42 -> 33 of 200, and nothing at 512.
     """
     return 16 <= job.n <= 256 and last - first > 1
 

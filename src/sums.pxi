@@ -9,7 +9,7 @@ cdef double LARGE_MEAN = 2.0 ** 80
 
 cdef inline double* on_line(double* space) noexcept nogil:
     """The first cache line in a buffer with 7 doubles to spare: a vector that straddles two lines
-    cannot be read back before both are written (the sums of a row of 100 took twice as long).
+    cannot be read back before both are written (the sums of rows of 100 took 1.8 times as long).
     """
     return <double*>((<size_t>space + 63) & ~<size_t>63)
 
@@ -95,7 +95,7 @@ cdef inline void fold(double* restrict sums, const double* restrict lanes, Py_ss
 
     sums (rows,) OUT; lanes (rows, 16) IN. If the sum has to be spread, one of which a lane holds
     over half is INFINITY: an outlier's own roundings would decide its error (3.02 ulp in y; with
-    the check 2.4).
+    the check 2.6).
     """
     cdef double[64] sum8, top8
     cdef double[32] sum4, top4
