@@ -1,6 +1,7 @@
 """fastrms.dask where it runs: side by side on threads, in two worker processes, out of memory."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ dask = pytest.importorskip("dask", reason=REASON)
 da = pytest.importorskip("dask.array", reason=REASON)
 distributed = pytest.importorskip("distributed", reason=REASON)
 
+import fastrms  # noqa: E402
 import fastrms.dask as adapter  # noqa: E402
 from fastrms import reference  # noqa: E402
 from fastrms.check import FORWARD_ULP, ulps  # noqa: E402
@@ -70,6 +72,18 @@ def test_two_worker_processes(client, draw, columns):
     # Whoever computes a block, and in whatever order they end: the sums have one order.
     here = dask.compute(*lazy, scheduler="sync")
     assert [array.tobytes() for array in results] == [array.tobytes() for array in here]
+
+
+def foreign_threads():
+    return len(os.listdir("/proc/self/task")) - threading.active_count()
+
+
+def test_a_workers_task_starts_no_threads(client):
+    client.run(fastrms.set_num_threads, 3)
+    before = client.run(foreign_threads)
+    x = da.ones((4096, 2048), dtype=np.float32, chunks=(2048, 2048))
+    assert adapter.rms_norm(x, eps=0.0).min().compute() == 1
+    assert client.run(foreign_threads) == before
 
 
 @pytest.mark.parametrize("chunks", [(256, 4096), (512, 1500)], ids=str)
