@@ -1,15 +1,20 @@
-"""fastrms for dask arrays chunked along the rows: lazy, a task a block, the bits of one machine.
+"""fastrms for dask arrays: lazy, one task a block, or two where the last axis is in several chunks.
 
-Arguments are checked when the graph is made, by the NumPy functions, on arrays without rows. It
-refuses arrays whose last axis is in several chunks.
+Arguments are checked when the graph is made, by the NumPy functions, on arrays without rows. No
+block of x is joined with another: of a split row only float64 sums leave it. It refuses arrays that
+are not dask's.
 """
 
+from functools import partial
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 import fastrms
+
+from . import _core
 
 try:
     import dask.array as da
@@ -27,7 +32,12 @@ def rms_norm(
 ) -> da.Array:
     """Return `fastrms.rms_norm` of x, block by block; weight is an ndarray or a dask array."""
     fastrms.rms_norm(no_rows(x, "x"), alike(weight), eps, weight_offset=weight_offset)
-    return blocks(fastrms.rms_norm, x, weight, eps, weight_offset)
+    options = {"eps": eps, "weight_offset": weight_offset}
+    weight = cut(weight, x)
+    if x.numblocks[-1] == 1:
+        return blocks(fastrms.rms_norm, [x], weight, **options)
+    sums = row_sums(blocks(squares, [x + 0], kept=1))
+    return blocks(scale, [x], weight, sums, size=x.shape[-1], **options)
 
 
 def add_rms_norm(
@@ -58,8 +68,13 @@ def rms_norm_backward(
     check_same_shape(x, "x", dy, "dy")
     empty = no_rows(dy, "dy"), no_rows(x, "x"), alike(weight)
     fastrms.rms_norm_backward(*empty, eps, weight_offset=weight_offset)
-    dy = dy.rechunk(x.chunks)
-    pairs = blocks(fastrms.rms_norm_backward, dy, x, weight, eps, weight_offset)
+    options = {"eps": eps, "weight_offset": weight_offset}
+    arrays, weight = [dy.rechunk(x.chunks), x], cut(weight, x)
+    if x.numblocks[-1] == 1:
+        pairs = blocks(fastrms.rms_norm_backward, arrays, weight, **options)
+    else:
+        sums = row_sums(blocks(products, arrays, weight, kept=2, weight_offset=weight_offset))
+        pairs = blocks(scale_backward, arrays, weight, sums, size=x.shape[-1], **options)
     dx = pairs.map_blocks(itemgetter(0), dtype=np.float32, meta=pairs._meta)
     if weight is None:
         return dx, None
@@ -71,15 +86,82 @@ def rms_norm_backward(
     return dx, parts.sum(axis=rows, dtype=np.float64).astype(np.float32)
 
 
-def blocks(function, *arguments):
-    """Map a function of arrays, weight, eps and weight_offset over blocks of whole rows."""
-    *arrays, weight, eps, weight_offset = arguments
-    if isinstance(weight, da.Array):
-        weight = weight.rechunk(-1)
-    meta = np.empty((0,) * arrays[0].ndim, np.float32)
-    return da.map_blocks(
-        function, *arrays, weight, eps, weight_offset=weight_offset, dtype=np.float32, meta=meta
+# ---- graphs -----------------------------------------------------------------------------------
+
+
+def blocks(function, arrays, weight=None, sums=None, kept=None, **options):
+    """Map a function of arrays, sums if there are any, and weight over blocks.
+
+    Its results are float32 in the chunks of the arrays, or `kept` float64 numbers for each row.
+    """
+    axes, dtype = tuple(range(arrays[0].ndim)), np.float64 if kept else np.float32
+    arguments = [(array, axes) for array in arrays]
+    if sums is not None:
+        arguments.append((sums, (*axes[:-1], len(axes))))
+    arguments.append((weight, None if weight is None else axes[-1:]))
+    return da.blockwise(
+        partial(on_one_thread, function),
+        axes,
+        *chain(*arguments),
+        token=function.__name__,
+        adjust_chunks={axes[-1]: kept} if kept else None,
+        concatenate=True,  # the only chunk of sums: without it a list of one
+        align_arrays=False,
+        dtype=dtype,
+        meta=np.empty((0,) * len(axes), dtype),
+        **options,
     )
+
+
+def row_sums(parts):
+    """Add up the blocks of each row, one task for a block of rows, in the order of the columns."""
+    *rows, last = range(parts.ndim)
+    return da.blockwise(
+        sum,
+        (*rows, last + 1),
+        parts,
+        (*rows, last),
+        token="row-sums",
+        new_axes={last + 1: parts.chunks[-1][0]},
+        dtype=parts.dtype,
+        meta=parts._meta,
+    )
+
+
+def cut(weight, x):
+    """The weight as a dask array in the chunks of x's last axis."""
+    if isinstance(weight, da.Array):
+        return weight.rechunk(x.chunks[-1:])
+    return None if weight is None else da.from_array(np.asarray(weight), chunks=x.chunks[-1:])
+
+
+# ---- tasks ------------------------------------------------------------------------------------
+
+
+def on_one_thread(function, *arrays, **options):
+    """dask runs tasks side by side, so each takes one thread, whatever the process would take."""
+    previous = _core.limit_threads(1)
+    try:
+        return function(*arrays, **options)
+    finally:
+        _core.limit_threads(previous)
+
+
+def squares(x, _):
+    return fastrms.sum_squares(x)[..., np.newaxis]
+
+
+def products(dy, x, weight, **options):
+    return np.stack([fastrms.sum_squares(x), fastrms.sum_products(dy, x, weight, **options)], -1)
+
+
+def scale(x, sums, weight, size, **options):
+    return fastrms.rms_scale(x, sums[..., 0], size, weight, **options)
+
+
+def scale_backward(dy, x, sums, weight, size, **options):
+    both = sums[..., 0], sums[..., 1]
+    return fastrms.rms_scale_backward(dy, x, *both, size, weight, **options)
 
 
 def dweight_of(pair):
@@ -97,11 +179,6 @@ def no_rows(array, name):
         raise TypeError(f"{name} must be a dask array, got {type(array).__name__}")
     if array.ndim == 0:
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
-    if len(array.chunks[-1]) > 1:
-        raise ValueError(
-            f"{name} must have its last axis in one chunk, got {len(array.chunks[-1])}; "
-            f"{name}.rechunk({{-1: -1}})"
-        )
     return np.empty((0, array.shape[-1]), array.dtype)
 
 

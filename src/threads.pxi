@@ -11,7 +11,9 @@ cdef extern from *:
     #define FASTRMS_OPENMP 0
     #define omp_get_max_threads() 1
     #endif
+    static _Thread_local int thread_limit = 1024;
     """
+    int thread_limit    # of the calls made from this thread
     const int FASTRMS_OPENMP
     int omp_get_max_threads() nogil
 
@@ -86,6 +88,13 @@ def get_num_threads():
     return thread_count()
 
 
+def limit_threads(n):
+    """Use at most n threads in calls made from this thread, for adapters; return what it was."""
+    global thread_limit
+    previous, thread_limit = thread_limit, n
+    return previous
+
+
 def set_parallel_from(elements):
     """Use threads from this many elements on, for tests and measurements; return what it was."""
     global parallel_from
@@ -97,9 +106,9 @@ cdef int thread_count() noexcept nogil:
     cdef int limit = omp_get_max_threads()
     if forked or FASTRMS_OPENMP == 0:
         return 1
-    if wanted_threads == 0 or (limit < openmp_threads and limit < wanted_threads):
-        return limit
-    return wanted_threads
+    if wanted_threads > 0 and (limit >= openmp_threads or limit >= wanted_threads):
+        limit = wanted_threads
+    return min(limit, thread_limit)
 
 
 def _run_serially_after_fork():

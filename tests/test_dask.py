@@ -1,7 +1,8 @@
-"""fastrms.dask: the bits of one machine for any chunking of the rows, lazily, a task a block."""
+"""fastrms.dask: the bits of one machine for any chunking of the rows, its bounds for any other."""
 
 import itertools
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,20 @@ REASON = 'dask is not installed: extra "fastrms[dask]"'
 dask = pytest.importorskip("dask", reason=REASON)
 da = pytest.importorskip("dask.array", reason=REASON)
 
+from dask.callbacks import Callback  # noqa: E402
+
 import fastrms  # noqa: E402
 import fastrms.dask as adapter  # noqa: E402
+from fastrms import reference  # noqa: E402
+from fastrms.check import (  # noqa: E402
+    DWEIGHT,
+    DX,
+    FORWARD_ULP,
+    SCALES,
+    dweight_error,
+    dx_error,
+    ulps,
+)
 
 from .signatures import N  # noqa: E402
 
@@ -28,7 +41,7 @@ def given(draw):
 
 
 def lazily(weight, kind):
-    return {"array": weight, "dask": da.from_array(weight, chunks=5), "none": None}[kind]
+    return da.from_array(weight, chunks=5) if kind == "dask" else weight
 
 
 def exact_bits(lazy, array):
@@ -45,8 +58,8 @@ def exact_bits(lazy, array):
 def test_bits_of_one_machine(given, chunks, kind):
     x, residual, dy, weight = given
     lazy = [da.from_array(array, chunks=chunks) for array in (x, residual, dy)]
-    weights = lazily(weight, kind)
     weight = None if kind == "none" else weight
+    weights = lazily(weight, kind)
     exact_bits(
         adapter.rms_norm(lazy[0], weights, **OPTIONS), fastrms.rms_norm(x, weight, **OPTIONS)
     )
@@ -65,6 +78,57 @@ def test_bits_of_one_machine(given, chunks, kind):
     wanted = fastrms.add_rms_norm(x, residual, weight, **OPTIONS)
     exact_bits(y, wanted)
     exact_bits(total, residual)
+
+
+SPLIT = [
+    ((7, 5, N), (2, 3, 5)),
+    ((7, 5, N), (7, 5, 1)),
+    ((2, 3, N), (1, 3, (5, 0, 7))),
+    ((N,), (5,)),
+    ((40, 4099), (16, 1000)),
+    ((0, N), (1, 5)),
+]
+
+
+@pytest.mark.parametrize("kind", ["array", "dask", "none"])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("shape", "chunks"), SPLIT, ids=str)
+def test_split_last_axis_is_within_the_bounds(draw, shape, chunks, scale, kind):
+    x, dy = draw(*shape) * np.float32(scale), draw(*shape)
+    weight = None if kind == "none" else draw(shape[-1])
+    lazy_x, lazy_dy = da.from_array(x, chunks=chunks), da.from_array(dy, chunks=chunks)
+    weights, eps = lazily(weight, kind), 1e-5 * min(scale, 1.0) ** 2
+    y = adapter.rms_norm(lazy_x, weights, eps)
+    dx, dweight = adapter.rms_norm_backward(lazy_dy, lazy_x, weights, eps)
+    for lazy in (y, dx):
+        assert (lazy.shape, lazy.dtype, lazy.chunks) == (shape, np.float32, lazy_x.chunks)
+    assert ulps(y.compute(), reference.rms_norm(x, weight, eps)) <= FORWARD_ULP
+    exact_dx, exact_dweight = reference.rms_norm_backward(dy, x, weight, eps)
+    assert dx_error(dx.compute(), exact_dx, dy, x, weight, eps, split=True) <= DX
+    if weight is None:
+        assert dweight is None
+    else:
+        assert (dweight.shape, dweight.dtype) == ((shape[-1],), np.float32)
+        assert dweight_error(dweight.compute(), exact_dweight, dy, x, eps) <= DWEIGHT
+
+
+def test_split_last_axis_takes_offset_eps_and_residual(given):
+    x, residual, dy, weight = given
+    lazy = [da.from_array(array, chunks=(2, 3, 5)) for array in given[:3]]
+    y, total = adapter.add_rms_norm(lazy[0], lazy[1], weight, **OPTIONS)
+    exact_bits(total, x + residual)
+    assert ulps(y.compute(), reference.rms_norm(x + residual, weight, **OPTIONS)) <= FORWARD_ULP
+    dx, dweight = adapter.rms_norm_backward(lazy[2], lazy[0], weight, **OPTIONS)
+    exact_dx, exact_dweight = reference.rms_norm_backward(dy, x, weight, **OPTIONS)
+    assert dx_error(dx.compute(), exact_dx, dy, x, 1 + weight, OPTIONS["eps"], split=True) <= DX
+    assert dweight_error(dweight.compute(), exact_dweight, dy, x, OPTIONS["eps"]) <= DWEIGHT
+
+
+def test_sums_of_a_split_row_are_added_in_the_order_of_the_columns():
+    # 2**53 + 1 is 2**53 again, however often; 1 + 1 first would count.
+    parts = da.from_array(np.array([[2.0**53, 1, 1, -(2.0**53)]]), chunks=(1, 1))
+    assert adapter.row_sums(parts).compute() == [[0.0]]
+    assert adapter.row_sums(parts[:, ::-1]).compute() == [[2.0]]
 
 
 def test_chunks_of_two_arrays_need_not_fit(given):
@@ -97,10 +161,38 @@ def test_nothing_runs_before_compute_and_each_block_once(given, monkeypatch):
         assert sorted(calls) == blocks
 
 
+def tasks(*lazy):
+    """How many tasks of each kind dask runs, after it has fused what it fuses."""
+    keys = []
+    with Callback(pretask=lambda key, *_: keys.append(key)):
+        dask.compute(*lazy, scheduler="sync")
+    return Counter(re.sub("-[0-9a-f]{32}$", "", key[0]) for key in keys if type(key) is tuple)
+
+
 def test_one_task_a_block(given):
-    x, weight = da.from_array(given[0], chunks=(1, 1, N)), given[3]
-    # For each of 35 blocks the slice of x and the norm of it.
-    assert len(adapter.rms_norm(x, weight).__dask_graph__()) == 2 * 35
+    x, dy, weight = *(da.from_array(array, chunks=(1, 1, N)) for array in given[:2]), given[3]
+    assert tasks(adapter.rms_norm(x, weight)) == {"rms_norm": 35}
+    assert tasks(*adapter.add_rms_norm(x, dy, weight)) == {"add": 35, "rms_norm": 35}
+    found = tasks(*adapter.rms_norm_backward(dy, x, weight))
+    assert found["rms_norm_backward"] == 35
+
+
+def test_one_task_a_block_and_phase(given):
+    x, dy, weight = *(da.from_array(array, chunks=(1, 1, 5)) for array in given[:2]), given[3]
+    # 35 blocks of rows in 3 columns.
+    forward = {"squares": 105, "row-sums": 35, "scale": 105}
+    assert tasks(adapter.rms_norm(x, weight)) == forward
+    assert tasks(*adapter.add_rms_norm(x, dy, weight)) == {"add": 105, **forward}
+    found = tasks(*adapter.rms_norm_backward(dy, x, weight))
+    assert (found["products"], found["row-sums"], found["scale_backward"]) == (105, 35, 105)
+
+
+def test_no_block_of_a_split_row_meets_another(given):
+    x, weight = da.from_array(given[0], chunks=(1, 1, 5)), given[3]
+    y = adapter.rms_norm(x, weight)
+    graph = dask.optimize(y)[0].__dask_graph__()
+    for key, needed in graph.get_all_dependencies().items():
+        assert sum(needed_key[0] == x.name for needed_key in needed) <= 1, key
 
 
 REFUSED = [
@@ -111,7 +203,7 @@ REFUSED = [
     (ValueError, rf"weight must have shape \({N},\)", lambda x, w: (x, w[1:])),
     (ValueError, rf"weight must have shape \({N},\)", lambda x, w: (x, da.from_array(w[1:]))),
     (ValueError, "eps must be zero or more", lambda x, w: (x, w, -1.0)),
-    (ValueError, "x must have its last axis in one chunk, got 3", lambda x, w: (x.rechunk(5), w)),
+    (ValueError, rf"weight must have shape \({N},\)", lambda x, w: (x.rechunk(5), w[1:])),
     (ValueError, "x must have at least one axis, got a 0-d", lambda x, w: (x[0, 0, 0], w)),
 ]
 
@@ -129,27 +221,6 @@ def test_shapes_must_agree(given):
         adapter.add_rms_norm(x, x[:1])
     with pytest.raises(ValueError, match="dy must have the shape of x"):
         adapter.rms_norm_backward(x[:, :1], x)
-
-
-def test_two_worker_processes(given):
-    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
-    x, _, dy, weight = given
-    cluster = distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    )
-    with cluster, distributed.Client(cluster) as client:
-        lazy, dy = (da.from_array(array, chunks=(2, 3, N)) for array in (x, dy))
-        y, (dx, dweight) = (
-            adapter.rms_norm(lazy, weight),
-            adapter.rms_norm_backward(dy, lazy, weight),
-        )
-        results = client.gather(client.compute([y, dx, dweight]))
-        # distributed sets OMP_NUM_THREADS for its workers: no pool of threads in each of them.
-        assert set(client.run(fastrms.get_num_threads).values()) == {1}
-    wanted = fastrms.rms_norm(x, weight), fastrms.rms_norm_backward(given[2], x, weight)[0]
-    assert [array.tobytes() for array in results[:2]] == [array.tobytes() for array in wanted]
-    one_machine = dask.compute(dweight, scheduler="sync")[0]
-    assert results[2].tobytes() == one_machine.tobytes()
 
 
 def test_docs_blocks_run():

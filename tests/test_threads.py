@@ -116,6 +116,25 @@ def test_bad_number_of_threads(restore, bad, error):
 
 
 @needs_openmp
+def test_limit_of_one_thread_of_python(restore):
+    """Adapters whose engine runs calls side by side limit each, and no one else's."""
+    fastrms.set_num_threads(3)
+    found = []
+    other = threading.Thread(target=lambda: found.append(fastrms.get_num_threads()))
+    before = _core.limit_threads(2)
+    try:
+        assert fastrms.get_num_threads() == 2
+        other.start()
+        other.join()
+        assert found == [3]
+        fastrms.set_num_threads(1)
+        assert fastrms.get_num_threads() == 1
+    finally:
+        assert _core.limit_threads(before) == 2
+    fastrms.set_num_threads(3)
+    assert fastrms.get_num_threads() == 3
+
+
 def test_number_of_any_integer_type(restore):
     fastrms.set_num_threads(np.int64(2))
     assert fastrms.get_num_threads() == 2
