@@ -36,7 +36,7 @@ def rms_norm(
     weight = cut(weight, x)
     if x.numblocks[-1] == 1:
         return blocks(fastrms.rms_norm, [x], weight, **options)
-    sums = row_sums(blocks(squares, [x + 0], kept=1))
+    sums = row_sums(blocks(squares, [x], kept=1))
     return blocks(scale, [x], weight, sums, size=x.shape[-1], **options)
 
 
