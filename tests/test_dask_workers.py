@@ -1,6 +1,7 @@
 """fastrms.dask where it runs: side by side on threads, in two worker processes, out of memory."""
 
 import os
+import sys
 import threading
 
 import numpy as np
@@ -10,6 +11,8 @@ REASON = 'not installed: python -m pip install "dask[array]" distributed "zarr>=
 dask = pytest.importorskip("dask", reason=REASON)
 da = pytest.importorskip("dask.array", reason=REASON)
 distributed = pytest.importorskip("distributed", reason=REASON)
+
+import cloudpickle  # noqa: E402
 
 import fastrms  # noqa: E402
 import fastrms.dask as adapter  # noqa: E402
@@ -28,6 +31,8 @@ def client():
         memory_limit=MEMORY_LIMIT,
         dashboard_address=None,
     )
+    # The workers cannot import this file where the tests run outside of the checkout.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with cluster, distributed.Client(cluster) as client:
         yield client
 

@@ -11,7 +11,17 @@ from fastrms import _core
 _core.use_isa(sys.argv[1])
 x = np.ones((64, 4096), np.float32)
 out = np.empty_like(x)
-pair = [threading.Thread(target=fastrms.rms_norm, args=(x,), kwargs={"out": out}) for _ in "ab"]
+gate = threading.Barrier(2)
+
+
+def calls():
+    """Call together, again and again: what does not overlap is ordered by the GIL, and no race."""
+    for _ in range(50):
+        gate.wait()
+        fastrms.rms_norm(x, out=out)
+
+
+pair = [threading.Thread(target=calls) for _ in "ab"]
 for thread in pair:
     thread.start()
 for thread in pair:
