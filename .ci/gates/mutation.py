@@ -59,16 +59,16 @@ TYPES = {
     "Table",
 }
 # What these lines decide is when a result comes, not which: a fetch, a fence, a row to fetch; the
-# sizes from which a call streams, uses threads or lets go of the GIL.
+# sizes from which a call streams, uses threads or lets go of the GIL; pieces between two signals.
 SPEED = re.compile(
     r"prefetch|ahead|stream_fence|distance|outgrows_cache|RELEASE_GIL|parallel_from|STREAM_BYTES|"
-    r"LEAST_STREAMED|elements \* "
+    r"LEAST_STREAMED|PIECE|piece|elements \* "
 )
 # At the very border of a range the two ways to compute are both right.
 BORDER = re.compile(r"SMALL_|LARGE_|TRUSTED|_WEIGHT")
 NOT_CODE = re.compile(
     r"\s*(cdef (extern|inline|enum|struct)\b.*:|cdef [^=]*$|.*\) except -1|include|c?import|from|"
-    r"\w+ = \d+ *#)"
+    r"\w+ = \d+ *#|return 0$|double PyFloat)"
 )
 
 
