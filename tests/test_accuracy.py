@@ -190,6 +190,14 @@ def test_weight_above_subnormal_elements(isa, weight, n):
     assert ulps(fastrms.rms_norm(x, weight), reference.rms_norm(x, weight)) <= FORWARD_ULP
 
 
+def test_one_large_weight(isa):
+    """Wherever it is: one element of weight decides how the whole of it is multiplied."""
+    for column in range(200):
+        x, weight = np.ones(200, np.float32), np.ones(200, np.float32)
+        x[column], weight[column] = 1e-44, 1e12
+        assert ulps(fastrms.rms_norm(x, weight), reference.rms_norm(x, weight)) <= FORWARD_ULP
+
+
 @pytest.mark.parametrize("weight_offset", [1.0, 0.1, -3.7, 1e-8])
 def test_weight_that_cancels_its_offset(isa, rng, weight_offset):
     """weight_offset is a double: rounded to float32 it would lose the sum where weight cancels."""

@@ -21,7 +21,7 @@ import scratch_build
 MODULES = {"_core": ["-fopenmp", "-fprofile-update=atomic"], "_kernels_baseline": []}
 FLAGS = ["-O1", "-fno-inline", "--coverage"]
 TESTS = ("contract", "buffers", "protocols", "overlap", "layout", "special", "range", "accuracy")
-TESTS += ("bits", "memory", "threads", "fuzz")
+TESTS += ("bits", "shards", "memory", "threads", "fuzz")
 REASONS = Path(__file__).with_name("uncovered.txt")
 POSITION = re.compile(r'\s*/\* "(?:src/)?([^"]+)":(\d+)$')
 # What Cython writes for a condition of the source.
@@ -63,8 +63,8 @@ def measure(scratch, module):
             branches[place].append([way["count"] for way in seen[number]["branches"]])
     texts = source_lines(scratch)
     for file, line in list(branches):
-        if texts[file][line - 1].lstrip().startswith("except"):
-            del branches[file, line]  # which exception it was
+        if texts[file][line - 1].lstrip().startswith(("def ", "except")):
+            del branches[file, line]  # how arguments came, and which exception
     return lines, branches
 
 
