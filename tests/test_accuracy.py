@@ -180,13 +180,22 @@ def test_small_elements_beside_an_outlier(isa, rng, n, outlier):
     assert ulps(fastrms.rms_norm(x, weight), reference.rms_norm(x, weight)) <= FORWARD_ULP
 
 
+@pytest.mark.parametrize("n", [2, 40])
 @pytest.mark.parametrize("weight", [1.0, 3.9, 4.1, 7.9, 1e13, 2e13])
-def test_weight_above_subnormal_elements(isa, weight):
+def test_weight_above_subnormal_elements(isa, weight, n):
     """On both sides of the weights from which subnormal products are lifted, or go by float64."""
-    x = np.ones((300, 2), np.float32)
+    x = np.ones((300, n), np.float32)
     x[:, 0] = SMALLEST * np.arange(300, dtype=np.float32)
-    weight = np.full(2, weight, np.float32)
+    weight = np.full(n, weight, np.float32)
     assert ulps(fastrms.rms_norm(x, weight), reference.rms_norm(x, weight)) <= FORWARD_ULP
+
+
+def test_one_large_weight(isa):
+    """Wherever it is: one element of weight decides how the whole of it is multiplied."""
+    for column in range(200):
+        x, weight = np.ones(200, np.float32), np.ones(200, np.float32)
+        x[column], weight[column] = 1e-44, 1e12
+        assert ulps(fastrms.rms_norm(x, weight), reference.rms_norm(x, weight)) <= FORWARD_ULP
 
 
 @pytest.mark.parametrize("weight_offset", [1.0, 0.1, -3.7, 1e-8])

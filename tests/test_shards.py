@@ -200,6 +200,21 @@ def test_a_single_row_and_none(problem):
     assert fastrms.rms_scale(x[:, :0], np.ones(5), 30).shape == (5, 0)
 
 
+def test_sums_of_any_layout(problem):
+    """Every other one of a longer array; reversed; at a byte where no float64 is aligned."""
+    dy, x, weight = problem(20, rows=6)
+    sums = fastrms.sum_squares(x), fastrms.sum_products(dy, x, weight)
+    y = fastrms.rms_scale(x, sums[0], 20, weight)
+    dx, dweight = fastrms.rms_scale_backward(dy, x, *sums, 20, weight)
+    for look in (lambda m: m[: 12 * 8].view(np.float64)[::2], lambda m: m[1:49].view(np.float64)):
+        laid = look(np.empty(100, np.uint8)), look(np.empty(100, np.uint8))[::-1]
+        laid[0][:], laid[1][:] = sums
+        np.testing.assert_array_equal(fastrms.rms_scale(x, laid[0], 20, weight), y)
+        again = fastrms.rms_scale_backward(dy, x, *laid, 20, weight)
+        np.testing.assert_array_equal(again[0], dx)
+        np.testing.assert_array_equal(again[1], dweight)
+
+
 def test_sums_may_lie_in_the_memory_that_is_written(problem):
     _, x, weight = problem(8, rows=4)
     memory = np.empty(4 * 8 * 4 + 64, np.uint8)

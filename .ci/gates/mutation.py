@@ -26,15 +26,21 @@ FULL = os.environ.get("FULL") == "1"
 SAMPLE, JOBS, LEAST = 60, 2, 0.95
 CPU_SECONDS, SECONDS = 100, 600  # of one run of tests, which needs 25; a busy machine is no death
 # The quick ones first, the rest for what they leave alive.
-KERNEL = (("special", "range"), ("overlap", "layout", "fuzz", "accuracy", "bits"))
-DOOR = (("contract", "buffers", "overlap"), ("layout", "fuzz", "special", "threads", "bits"))
+KERNEL = (("special", "range"), ("shards", "overlap", "layout", "fuzz", "accuracy", "bits"))
+DOOR = (
+    ("contract", "buffers", "overlap"),
+    ("shards", "layout", "fuzz", "special", "threads", "bits"),
+)
 FILES = {
     "sums.pxi": ("_kernels_baseline", KERNEL),
+    "scale.pxi": ("_kernels_baseline", KERNEL),
+    "add.pxi": ("_kernels_baseline", KERNEL),
     "forward.pxi": ("_kernels_baseline", KERNEL),
     "backward_sums.pxi": ("_kernels_baseline", KERNEL),
     "backward.pxi": ("_kernels_baseline", KERNEL),
     "arrays.pxi": ("_core", DOOR),
     "threads.pxi": ("_core", DOOR),
+    "shards.pxi": ("_core", DOOR),
     "_core.pyx": ("_core", DOOR),
 }
 FLAGS = {"_kernels_baseline": ["-O1"], "_core": ["-O1", "-fopenmp"]}
@@ -59,16 +65,16 @@ TYPES = {
     "Table",
 }
 # What these lines decide is when a result comes, not which: a fetch, a fence, a row to fetch; the
-# sizes from which a call streams, uses threads or lets go of the GIL.
+# sizes from which a call streams, uses threads or lets go of the GIL; pieces between two signals.
 SPEED = re.compile(
     r"prefetch|ahead|stream_fence|distance|outgrows_cache|RELEASE_GIL|parallel_from|STREAM_BYTES|"
-    r"LEAST_STREAMED|elements \* "
+    r"LEAST_STREAMED|PIECE|piece|elements \* "
 )
 # At the very border of a range the two ways to compute are both right.
 BORDER = re.compile(r"SMALL_|LARGE_|TRUSTED|_WEIGHT")
 NOT_CODE = re.compile(
     r"\s*(cdef (extern|inline|enum|struct)\b.*:|cdef [^=]*$|.*\) except -1|include|c?import|from|"
-    r"\w+ = \d+ *#)"
+    r"\w+ = \d+ *#|return 0$|double PyFloat)"
 )
 
 
