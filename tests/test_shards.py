@@ -166,6 +166,7 @@ def test_outputs_go_where_they_are_wanted(problem):
     dy, x, weight = problem(20, rows=6)
     x, dy = x.reshape(2, 3, 20), dy.reshape(2, 3, 20)
     squares, products = fastrms.sum_squares(x), fastrms.sum_products(dy, x, weight)
+    np.testing.assert_array_equal(squares.ravel(), fastrms.sum_squares(x.reshape(6, 20)))
     for order in ("C", "F"):
         out = np.empty((2, 3), order=order)
         assert fastrms.sum_squares(x, out=out) is out
