@@ -119,6 +119,9 @@ def _of_options(call, arguments):
 
 def _share(call, first, second):
     """Whether two arguments have a byte in common: mark the bytes of each."""
+    built = build(call, fill(call))
+    if built[first].value is built[second].value:  # it may have memory of its own
+        return built[first].view.size > 0
     marks = []
     for name in (first, second):
         blank = [np.zeros_like(memory) for memory in fill(call)]
