@@ -11,6 +11,10 @@ cdef extern from *:
     #define FASTRMS_OPENMP 0
     #define omp_get_max_threads() 1
     #endif
+    /* Static, or each thread allocates it at its first call, and ld.so is one more library to need. */
+    #ifdef __ELF__
+    __attribute__((tls_model("initial-exec")))
+    #endif
     static _Thread_local int thread_limit = 1024;
     """
     int thread_limit    # of the calls made from this thread
