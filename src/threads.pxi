@@ -11,7 +11,7 @@ cdef extern from *:
     #define FASTRMS_OPENMP 0
     #define omp_get_max_threads() 1
     #endif
-    /* Static, or each thread allocates it at its first call, and ld.so is one more library to need. */
+    /* Static, or each thread allocates it at its first call, and ld.so is one library more. */
     #ifdef __ELF__
     __attribute__((tls_model("initial-exec")))
     #endif
