@@ -93,6 +93,14 @@ def test_neighbours_do_not_matter(isa, draw):
     assert changed[::2].tobytes() == dx[::2].tobytes()
 
 
+def test_outliers_in_a_batch(isa, draw):
+    """How a row is summed turns on its own outlier, around the size at which that changes."""
+    x, rows = draw(200, 100), np.arange(200)
+    x[rows, rows % 100] *= np.linspace(1, 20, 200, dtype=np.float32)
+    y = fastrms.rms_norm(x)
+    assert [row for row in rows if fastrms.rms_norm(x[row]).tobytes() != y[row].tobytes()] == []
+
+
 def test_shape_of_the_batch(isa, threads, draw):
     """Leading axes are only a way to count rows."""
     x, dy, weight = draw(120, 33), draw(120, 33), draw(33)
