@@ -190,8 +190,8 @@ cdef cnp.ndarray output_rows(cnp.ndarray array, Py_ssize_t* stride):
 
     Rows that overlap each other (a stride below the row's length) go by copy too.
     """
-    if row_stride(array, stride) and (abs(stride[0]) >= last_axis(array)
-                                      or count_rows(array) <= 1):
+    cdef Py_ssize_t n = last_axis(array)
+    if row_stride(array, stride) and (not -n < stride[0] < n or count_rows(array) <= 1):
         return array
     array = copy_of(array)
     row_stride(array, stride)
@@ -213,12 +213,16 @@ cdef inline int write_back(cnp.ndarray target, cnp.ndarray rows) except -1:
 
 cdef inline void extent(cnp.ndarray array, char** low, char** high) noexcept:
     """The bytes [low, high) that hold every element."""
-    cdef int axis
-    cdef Py_ssize_t reach
     low[0] = <char*>cnp.PyArray_DATA(array)
     if cnp.PyArray_IS_C_CONTIGUOUS(array):
         high[0] = low[0] + count_rows(array) * last_axis(array) * <Py_ssize_t>sizeof(float)
-        return
+    else:
+        strided_extent(array, low, high)
+
+
+cdef void strided_extent(cnp.ndarray array, char** low, char** high) noexcept:
+    cdef int axis
+    cdef Py_ssize_t reach
     high[0] = low[0] + sizeof(float)
     for axis in range(cnp.PyArray_NDIM(array)):
         reach = cnp.PyArray_STRIDE(array, axis) * (cnp.PyArray_DIM(array, axis) - 1)
@@ -233,9 +237,11 @@ cdef inline bint overlaps(cnp.ndarray a, cnp.ndarray b) except -1:
     cdef char *a_low, *a_high, *b_low, *b_high
     extent(a, &a_low, &a_high)
     extent(b, &b_low, &b_high)
-    if a_high <= b_low or b_high <= a_low or cnp.PyArray_SIZE(a) == 0 or cnp.PyArray_SIZE(b) == 0:
-        return False
-    return np.shares_memory(a, b)
+    return a_low < b_high and b_low < a_high and share_elements(a, b)
+
+
+cdef bint share_elements(cnp.ndarray a, cnp.ndarray b) except -1:
+    return cnp.PyArray_SIZE(a) > 0 and cnp.PyArray_SIZE(b) > 0 and np.shares_memory(a, b)
 
 
 cdef inline bint same_view(cnp.ndarray a, cnp.ndarray b) noexcept:
