@@ -28,18 +28,24 @@ cdef inline void norm_row(float* y, const float* x, const double* lanes, const f
     scale_by(y, x, 1.0 / sqrt(squares * job.inv_n + job.eps), ahead, job, path, accumulate)
 
 
-cdef void norm_rows(float* y, const float* x, Py_ssize_t x_stride, const double* lanes,
+cdef void norm_rows(float* y, const float* x, Py_ssize_t x_stride, double* lanes,
                     Py_ssize_t rows, const Job* job, Path path, bint accumulate) noexcept nogil:
-    """norm_row for a group of short rows: at once, unless one of them is not fit for float32.
+    """norm_row for a group of short rows: at once, unless one of them is not fit for float32, or
+    there are too few (4 take as long as 8, and as 3 one by one).
 
-    y (rows, n) OUT, or IN-OUT to accumulate; x (rows, n), lanes (8, 16) IN.
+    y (rows, n) OUT, or IN-OUT to accumulate; x (rows, n), lanes (rows, 16) IN. lanes has room for
+    8 rows: copies of the first stand for those that the group lacks.
     """
     cdef double[8] inv_rms
-    cdef Py_ssize_t row
-    if path != WIDE and invert_group(inv_rms, lanes, job.n, job.inv_n, job.eps):
-        scale_group(y, x, job.weight, inv_rms, job.y_stride, x_stride, rows, job.n, path,
-                    accumulate)
-        return
+    cdef Py_ssize_t row, k
+    if rows > 3 and path != WIDE:
+        for row in range(rows, GROUP):
+            for k in range(LANES):
+                lanes[row * LANES + k] = lanes[k]
+        if invert_group(inv_rms, lanes, job.n, job.inv_n, job.eps):
+            scale_group(y, x, job.weight, inv_rms, job.y_stride, x_stride, rows, job.n, path,
+                        accumulate)
+            return
     for row in range(rows):
         norm_row(y + row * job.y_stride, x + row * x_stride, lanes + row * LANES, NULL, job, path,
                  accumulate)
@@ -47,9 +53,10 @@ cdef void norm_rows(float* y, const float* x, Py_ssize_t x_stride, const double*
 
 cdef inline bint in_groups(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     """Whether the rows are short enough to go 8 at a time, so that one's root and division run
-    while others are summed: 27 -> 21 ns a row of 100, 42 -> 33 of 200, and nothing at 512.
+    while others are summed: 27 -> 19 ns a row of 100, 43 -> 38 of 300. From 400 on add + norm
+    loses what forward gains.
     """
-    return 16 <= job.n <= 256 and last - first > 1
+    return 16 <= job.n <= 320 and last - first > 1
 
 
 cdef void rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
@@ -61,7 +68,6 @@ cdef void rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept n
     cdef const float* ahead = NULL
     cdef Path path = choose_path(job.weight, job.weight_offset, job.n)
     if in_groups(job, first, last):
-        memset(space, 0, sizeof(space))
         for row in range(first, last, 8):
             count = min(<Py_ssize_t>GROUP, last - row)
             x = job.x + row * job.x_stride
@@ -93,7 +99,6 @@ cdef void add_rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexce
     cdef const float* ahead = NULL
     cdef Path path = choose_path(job.weight, job.weight_offset, job.n)
     if in_groups(job, first, last):
-        memset(space, 0, sizeof(space))
         for row in range(first, last, 8):
             count = min(<Py_ssize_t>GROUP, last - row)
             residual = job.residual + row * job.residual_stride

@@ -30,41 +30,53 @@ cdef inline float tree8(const float* a, const float* b) noexcept nogil:
             + ((a[16] * b[16] + a[80] * b[80]) + (a[48] * b[48] + a[112] * b[112])))
 
 
-cdef inline void square_rest(float* part, const float* a, Py_ssize_t n) noexcept nogil:
-    """The squares of n < 128 floats as one tree a lane: the fewest first, so that each float goes
-    through one product and three sums at most, as in a block of 128.
+cdef inline void product_rest(float* restrict part, const float* a, const float* b,
+                              Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
+    """The products of n < 128 floats of a row as one tree a lane: the fewest first, so that each
+    goes through one product and three sums at most, as in a block of 128.
 
-    part (16,) OUT; a (n,) IN. The last few are read under a mask and written as a whole vector,
-    which can be read back at once.
+    part (rows, 16) OUT; a, b (rows, n) IN. The last few are read under a mask and written as a
+    whole vector, which can be read back at once.
     """
-    cdef Py_ssize_t k
-    cdef const float* b = a + (n & ~15)
+    cdef Py_ssize_t row, i, k
     cdef float value
     if n & 15:
-        for k in range(LANES):
-            value = 0
-            if k < n & 15:
-                value = b[k]
-            part[k] = value * value
+        for row in range(rows):
+            i = row * stride + (n & ~15)
+            for k in range(LANES):
+                value = 0
+                if k < n & 15:
+                    value = a[i + k] * b[i + k]
+                part[row * LANES + k] = value
     else:
-        for k in range(LANES):
+        for k in range(rows * LANES):
             part[k] = 0
     if n & 16:
-        b = a + (n & ~31)
-        for k in range(LANES):
-            part[k] += b[k] * b[k]
+        for row in range(rows):
+            i = row * stride + (n & ~31)
+            for k in range(LANES):
+                part[row * LANES + k] += a[i + k] * b[i + k]
     if n & 32:
-        b = a + (n & ~63)
-        for k in range(LANES):
-            part[k] += tree2(b + k, b + k)
+        for row in range(rows):
+            i = row * stride + (n & ~63)
+            for k in range(LANES):
+                part[row * LANES + k] += tree2(a + i + k, b + i + k)
     if n & 64:
-        for k in range(LANES):
-            part[k] += tree4(a + k, a + k)
+        for row in range(rows):
+            i = row * stride
+            for k in range(LANES):
+                part[row * LANES + k] += tree4(a + i + k, b + i + k)
+
+
+cdef void square_rest(float* restrict part, const float* restrict x, Py_ssize_t stride,
+                      Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
+    """product_rest of x and itself."""
+    product_rest(part, x, x, stride, rows, n)
 
 
 cdef void add_squares(double* restrict lanes, const float* restrict x, Py_ssize_t stride,
                       Py_ssize_t rows, Py_ssize_t n, bint fresh) noexcept nogil:
-    """Add x**2 to 16 lanes a row, or store it there if they are fresh.
+    """Add x**2 to 16 lanes a row, at most 8, or store it there if they are fresh.
 
     lanes (rows, 16) IN-OUT or OUT; x (rows, n) IN. The lanes stay in memory, behind a pointer: as
     locals GCC takes them apart into scalars.
@@ -72,7 +84,13 @@ cdef void add_squares(double* restrict lanes, const float* restrict x, Py_ssize_
     cdef Py_ssize_t row, i, k
     cdef const float* a
     cdef double* lane
-    cdef float[16] part
+    cdef float[128] part
+    if n & 127:
+        square_rest(part, x + (n & ~127), stride, rows, n & 127)
+    if fresh and n < 128:
+        for k in range(rows * LANES):
+            lanes[k] = <double>part[k]
+        return
     for row in range(rows):
         a = x + row * stride
         lane = lanes + row * LANES
@@ -83,9 +101,8 @@ cdef void add_squares(double* restrict lanes, const float* restrict x, Py_ssize_
             for k in range(LANES):
                 lane[k] += <double>tree8(a + i + k, a + i + k)
         if n & 127:
-            square_rest(part, a + (n & ~127), n & 127)
             for k in range(LANES):
-                lane[k] += <double>part[k]
+                lane[k] += <double>part[row * LANES + k]
 
 
 cdef inline void fold(double* restrict sums, const double* restrict lanes, Py_ssize_t rows,
