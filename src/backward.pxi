@@ -132,7 +132,7 @@ cdef inline Row start_row(const Job* job, Py_ssize_t row, Py_ssize_t last) noexc
     mean = folded[1] * inv_rms * job.inv_n
     out.inv_rms = <float>inv_rms
     out.mean = <float>mean
-    out.tame = is_tame(&sums, inv_rms, mean, job.n)
+    out.tame = is_tame(&sums, inv_rms, mean)
     return out
 
 
@@ -143,7 +143,7 @@ cdef inline void gradient_chunk(const Row* row, float* group, Py_ssize_t i, Py_s
     cdef float* dx = row.dx + i
     cdef const float* dy = row.dy + i
     cdef const float* x = row.x + i
-    cdef Py_ssize_t head = min(<Py_ssize_t>floats_to_line(dx), width)
+    cdef Py_ssize_t head = min(<Py_ssize_t>floats_to_line(dx), width) if job.n > 256 else 0
     cdef Py_ssize_t body = (width - head) // 16 * 16
     cdef bint weighted = weight != NULL
     if head:
@@ -173,7 +173,7 @@ cdef inline void gradient_group(const Row* rows, Py_ssize_t count, const Job* jo
     x and dy out. It joins dweight (n,) IN-OUT, or is out (n,) OUT; both are NULL without a weight.
     """
     cdef float[512] group
-    cdef Py_ssize_t i = 0, k, row, width = floats_to_line(rows[0].dx)   # then on cache lines
+    cdef Py_ssize_t i = 0, k, row, width = floats_to_line(rows[0].dx) if job.n > 256 else 0
     while i < job.n:
         width = min(width if width > 0 else 512, job.n - i)
         memset(group, 0, width * sizeof(float))
