@@ -122,6 +122,13 @@ def test_one_row_alone_is_its_row(problem):
     np.testing.assert_array_equal(dweight, row[1])
 
 
+def test_the_longest_row_and_the_largest_weight_stay_in_float32(isa):
+    """All of a row in one element: 1 / rms, lifted by 2**63, times a weight of 2**44."""
+    x, weight = np.eye(1, 64, dtype=np.float32), np.full(64, 2.0**44, np.float32)
+    y = fastrms.rms_scale(x, np.ones(1), 2**40 - 1, weight, 0.0)
+    assert ulps(y, reference.rms_scale(x, np.ones(1), 2**40 - 1, weight, 0.0)) <= FORWARD_ULP
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_reference_is_the_whole_formula_in_parts(problem, weighted):
     dy, x, weight = problem(12)
@@ -233,10 +240,12 @@ REFUSED = [
     (dict(sum_squares=np.ones(6, np.float32)), TypeError, "sum_squares must be native float64"),
     (dict(sum_squares=np.ones(6, ">f8")), TypeError, "sum_squares must be native float64"),
     (dict(sum_squares=[1.0] * 6), TypeError, "sum_squares must be a float64 numpy.ndarray"),
-    (dict(sum_squares=np.ma.ones(6)), TypeError, "got MaskedArray"),
+    (dict(sum_squares=np.ma.ones(6)), TypeError, "sum_squares must be .* masked array"),
     (dict(sum_squares=np.ones(5)), ValueError, r"shape of x without its last axis, \(6,\)"),
     (dict(sum_squares=np.ones((6, 1))), ValueError, r"got \(6, 1\)"),
-    (dict(size=11), ValueError, "at least that of x, 12, got 11"),
+    (dict(size=11), ValueError, "at least that of x, 12, .* got 11"),
+    (dict(size=1 << 40), ValueError, r"below 2\*\*40, got 1099511627776"),
+    (dict(size=10**5000), ValueError, r"size must be below 2\*\*40, got a larger integer"),
     (dict(size=12.0), TypeError, "size must be an integer, got float"),
     (dict(eps=-1.0), ValueError, "eps must be zero or more"),
     (dict(weight=np.ones(11, np.float32)), ValueError, "weight must have shape"),
@@ -276,6 +285,8 @@ def test_sum_outputs_are_refused(problem):
             fastrms.sum_squares(x, out=out)
         with pytest.raises(error, match="out must"):
             fastrms.sum_products(dy, x, weight, out=out)
+    with pytest.raises(TypeError, match=r"out must be .* got a scalar"):
+        fastrms.sum_squares(x[0], out=np.float64(1))
     with pytest.raises(ValueError, match="dy must have the shape of x"):
         fastrms.sum_products(dy[:3], x, weight)
     with pytest.raises(ValueError, match="weight must have shape"):
