@@ -121,7 +121,8 @@ def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0,
 
     Notes
     -----
-    ``rms_scale(x, sum_squares(x), n, weight)`` has the bits of ``rms_norm(x, weight)``.
+    ``rms_scale(x, sum_squares(x), n, weight)`` has the bits of ``rms_norm(x, weight)``. Ctrl-C ends
+    a call as it ends `rms_norm`.
 
     References
     ----------
@@ -195,7 +196,8 @@ def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=
     -----
     In float64, rounded once, not always with the bits of `rms_norm_backward`. dx is within 2e-6 of
     the largest |dx| or |g| / rms of its row: where the two terms of dx cancel, the 4 float32
-    roundings of `sum_squares` are left. dweight has the bound of `rms_norm_backward`.
+    roundings of `sum_squares` are left. dweight has the bound of `rms_norm_backward`. Ctrl-C ends a
+    call as it ends that.
 
     References
     ----------

@@ -57,16 +57,19 @@ NUMBERS = {
     "sum_products": ("weight_offset",),
 }
 ACCUMULATE = ("rms_norm", "rms_norm_backward", "rms_scale_backward")
-NORMS = ("rms_norm", "rms_norm_backward", "add_rms_norm")
-FUNCTIONS = (*NORMS, "residual_add")
+FUNCTIONS = tuple(MATRICES)
+BACKWARD = ("rms_norm_backward", "rms_scale_backward")
+# Float32 arrays; sums are float64.
 ARGUMENTS_OF = {f: MATRICES[f] + VECTORS[f] for f in FUNCTIONS}
-ARGUMENTS = [(f, name) for f in ARGUMENTS_OF for name in ARGUMENTS_OF[f]]
+ARGUMENTS = [(f, name) for f in FUNCTIONS for name in ARGUMENTS_OF[f]]
+SUM_ARGUMENTS = [(f, name) for f in FUNCTIONS for name in SUMS[f]]
 MATRIX_ARGUMENTS = [(f, name) for f in FUNCTIONS for name in MATRICES[f]]
 VECTOR_ARGUMENTS = [(f, name) for f in FUNCTIONS for name in VECTORS[f]]
 OUTPUT_ARGUMENTS = [(f, name) for f in FUNCTIONS for name in OUTPUTS[f]]
 REQUIRED_ARGUMENTS = [(f, name) for f in FUNCTIONS for name in REQUIRED[f]]
+NUMBER_ARGUMENTS = [(f, name) for f in FUNCTIONS for name in NUMBERS[f]]
 # With and without accumulate=True, where the function has it.
-CALLS = [(f, False) for f in FUNCTIONS] + [(f, True) for f in ACCUMULATE if f in FUNCTIONS]
+CALLS = [(f, False) for f in FUNCTIONS] + [(f, True) for f in ACCUMULATE]
 
 
 def beside(function, name, shape):

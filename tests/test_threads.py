@@ -228,10 +228,10 @@ def no_forced_switch():
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_gil_is_released(no_forced_switch, restore, draw, function):
+def test_gil_is_released(no_forced_switch, restore, arrays, function):
     """Another Python thread makes progress while one large call runs."""
     fastrms.set_num_threads(1)
-    arrays = [draw(*LARGE) for _ in range(1 if function == "rms_norm" else 2)]
+    arguments = arrays(function, *LARGE)
     ticks, done = [0], threading.Event()
 
     def count():
@@ -244,7 +244,7 @@ def test_gil_is_released(no_forced_switch, restore, draw, function):
         call = getattr(fastrms, function)
         before = ticks[0]
         for _ in range(5):
-            call(*arrays)
+            call(**arguments)
         after = ticks[0]
     finally:
         done.set()
