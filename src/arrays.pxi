@@ -33,9 +33,7 @@ cdef cnp.ndarray checked_array(object value, str name):
 
 cdef cnp.ndarray foreign_array(object value, str name):
     """The plain ndarray behind a subclass or a buffer, without a copy."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be a plain array, got a masked array, whose mask would be "
-                        f"lost; pass {name}.filled(...) or {name}.data")
+    refuse_masked(value, name)
     if isinstance(value, np.ndarray):
         return np.asarray(value)
     try:
@@ -44,6 +42,13 @@ cdef cnp.ndarray foreign_array(object value, str name):
         raise TypeError(f"{name} must be a float32 numpy.ndarray or a float32 buffer, "
                         f"got {type(value).__name__}{way_out(value, name)}") from None
     return np.asarray(buffer)
+
+
+cdef int refuse_masked(object value, str name) except -1:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array, got a masked array, whose mask would be "
+                        f"lost; pass {name}.filled(...) or {name}.data")
+    return 0
 
 
 cdef str way_out(object value, str name):

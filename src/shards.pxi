@@ -1,6 +1,10 @@
 # The public functions for a last axis that is split: over the chunks of an array, or over machines.
 # Each holder takes a sum of its part of every row, the sums are added up, and each scales its part.
 
+# No row is longer: below, x / rms lifted by 2**63 and times 2**44 (scale.pxi) stays in float32.
+cdef Py_ssize_t MOST_SIZE = <Py_ssize_t>1 << 40
+
+
 def sum_squares(x, *, out=None):
     """Sum the squares of each row: the very sum that `rms_norm` takes, over the whole range.
 
@@ -97,7 +101,7 @@ def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0,
     sum_squares : float64 array, shape x.shape[:-1]
         The squares of each whole row, as `sum_squares` gives them, added up. Only read.
     size : int
-        The length of the whole row, at least n.
+        The length of the whole row, at least n and below 2**40.
     weight : float32 array, shape (n,), optional
         The part of the weight that belongs to these columns. Only read.
     eps, weight_offset, out
@@ -112,12 +116,13 @@ def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0,
     TypeError
         If an array is not of its dtype, native, or is masked; if size is no integer.
     ValueError
-        If a shape does not fit, size is below n, eps is negative or NaN, or `out` is read-only.
-        After a refusal every array is as it was.
+        If a shape does not fit, size is out of range, eps is negative or NaN, or `out` is
+        read-only. After a refusal every array is as it was.
 
     Notes
     -----
-    ``rms_scale(x, sum_squares(x), n, weight)`` has the bits of ``rms_norm(x, weight)``.
+    ``rms_scale(x, sum_squares(x), n, weight)`` has the bits of ``rms_norm(x, weight)``. Ctrl-C ends
+    a call as it ends `rms_norm`.
 
     References
     ----------
@@ -173,7 +178,7 @@ def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=
     sum_squares, sum_products : float64 arrays, shape x.shape[:-1]
         The sums over each whole row, of `sum_squares` and `sum_products`. Only read.
     size : int
-        The length of the whole row, at least n.
+        The length of the whole row, at least n and below 2**40.
     weight, eps, weight_offset, dx, dweight, accumulate
         As in `rms_norm_backward`, for these columns.
 
@@ -191,7 +196,8 @@ def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=
     -----
     In float64, rounded once, not always with the bits of `rms_norm_backward`. dx is within 2e-6 of
     the largest |dx| or |g| / rms of its row: where the two terms of dx cancel, the 4 float32
-    roundings of `sum_squares` are left. dweight has the bound of `rms_norm_backward`.
+    roundings of `sum_squares` are left. dweight has the bound of `rms_norm_backward`. Ctrl-C ends a
+    call as it ends that.
 
     References
     ----------
@@ -221,9 +227,12 @@ cdef object sum_rows(Job* job, rows_kernel kernel, double** sums, cnp.ndarray x,
         w = as_vector(weight, "weight", job.n)
     # Always a new one: `out` may be anywhere, in any order, and sums are few.
     rows = cnp.PyArray_ZEROS(ndim, cnp.PyArray_DIMS(x), cnp.NPY_DOUBLE, 0)
-    target = rows if out is None else writeable(as_sums(out, "out", x), "out")
     if out is None:
-        result = rows
+        target = result = rows
+    elif isinstance(out, np.float64):
+        raise TypeError("out must be a float64 numpy.ndarray, got a scalar, which stays as it is")
+    else:
+        target = writeable(as_sums(out, "out", x), "out")
     if w is not None:
         w = input_rows(w, &unused)
         job.weight = <const float*>cnp.PyArray_DATA(w)
@@ -242,7 +251,8 @@ cdef cnp.ndarray as_sums(object value, str name, cnp.ndarray x):
     """`value` as a plain float64 array of the shape of x without its last axis."""
     cdef cnp.ndarray array
     cdef tuple shape = shape_of(x)[:-1]
-    if isinstance(value, np.ma.MaskedArray) or not isinstance(value, (np.ndarray, np.float64)):
+    refuse_masked(value, name)
+    if not isinstance(value, (np.ndarray, np.float64)):
         raise TypeError(f"{name} must be a float64 numpy.ndarray, got {type(value).__name__}")
     array = np.asarray(value)
     if cnp.PyArray_TYPE(array) != cnp.NPY_DOUBLE or cnp.PyArray_ISBYTESWAPPED(array):
@@ -262,11 +272,14 @@ cdef cnp.ndarray sums_beside(cnp.ndarray sums, cnp.ndarray output):
 
 
 cdef Py_ssize_t as_size(object value, Py_ssize_t n) except -1:
+    cdef Py_ssize_t size
     try:
-        size = operator.index(value)
+        size = value
     except TypeError:
         raise TypeError(f"size must be an integer, got {type(value).__name__}") from None
-    if not n <= size < 1 << 62:
+    except OverflowError:
+        raise ValueError("size must be below 2**40, got a larger integer") from None
+    if not n <= size < MOST_SIZE:
         raise ValueError(f"size, the length of the whole row, must be at least that of x, {n}, "
-                         f"got {size}")
+                         f"and below 2**40, got {size}")
     return size

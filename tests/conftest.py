@@ -19,7 +19,7 @@ if not list((CHECKOUT / "fastrms").glob("_core.*.so")):
 import fastrms  # noqa: E402
 from fastrms import _core  # noqa: E402
 
-from .signatures import MATRICES, ROWS, VECTORS, N  # noqa: E402
+from .signatures import ARGUMENTS_OF, REQUIRED, ROWS, SUMS, N, beside  # noqa: E402
 
 SEED = 20191016
 
@@ -90,12 +90,16 @@ def draw(rng):
 
 
 @pytest.fixture
-def arrays(draw):
+def arrays(rng, draw):
     """Return a function from a function's name to valid arguments, every buffer passed."""
 
-    def make(function):
-        matrices = {name: draw(ROWS, N) for name in MATRICES[function]}
-        return {**matrices, **{name: draw(N) for name in VECTORS[function]}}
+    def make(function, *shape):
+        shape = shape or (ROWS, N)
+        made = {name: draw(*beside(function, name, shape)) for name in ARGUMENTS_OF[function]}
+        made |= {name: rng.uniform(1, 2, shape[:-1]) for name in SUMS[function]}
+        if "size" in REQUIRED[function]:
+            made["size"] = np.array(10 * shape[-1])  # to be copied and watched as they are
+        return made
 
     return make
 

@@ -11,23 +11,38 @@ from typing import Any, NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 
-from .signatures import MATRICES, REQUIRED, VECTORS
+from .signatures import (
+    ACCUMULATE,
+    MATRICES,
+    NUMBERS,
+    OUTPUTS,
+    REQUIRED,
+    SUMS,
+    VECTORS,
+    beside,
+)
 
-FLOAT = np.dtype(np.float32).itemsize
+FLOAT, DOUBLE = "f4", "f8"  # an array argument's dtype; that of sums
 MEMORIES = 2  # few, so that arguments often share one
 BYTES = 1 << 15
 MOST = 2500  # elements of a matrix
 SIZES = (0, 1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 64, 100, 127, 128, 129, 143, 256, 257, 300, 513, 700)
-NUMBERS = (0.0, 1e-5, 1.0, 0.5, -1.0, 0.1, 5e-324, 1e-30, 1e30, np.inf, np.nan, -np.inf, -0.0)
+VALUES = (0.0, 1e-5, 1.0, 0.5, -1.0, 0.1, 5e-324, 1e-30, 1e30, np.inf, np.nan, -np.inf, -0.0)
 HUGE = 10**400  # no float64
 REALS = (0, 1, True, np.float32(0.25), np.float64(1e-6), np.int64(2), np.array(0.5), HUGE)
 NOT_REAL = (None, "1e-5", 1j, [1.0], object)
+NOT_INTEGERS = (None, "12", 12.0, [12], np.float32(12))
+MOST_SIZE = (1 << 40) - 1
 # What the values of a memory are: a scale for normal ones, or the function that makes them.
 SCALES = (1.0, 1.0, 1.0, 0.0, 1e-45, 1e-38, 1e-20, 1e19, 1e37)
 SPECIALS = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, 3e38, 1.0], np.float32)
-OTHER_TYPES = ("f8", "f2", "i4", "u4", "c8", "?", "O", "V4", [("value", "f4")], ">f4", "i8", "g")
+OTHER_TYPES = ("f2", "i4", "u4", "c8", "?", "O", "V4", [("value", "f4")], "i8", "g")
+OTHERS = {FLOAT: (*OTHER_TYPES, "f8", ">f4"), DOUBLE: (*OTHER_TYPES, "f4", ">f8")}
 # Of a value that is right, beside a plain ndarray.
-CONTAINERS = ("subclass", "memmap", "memoryview", "array", "ctypes")
+CONTAINERS = {
+    FLOAT: ("subclass", "memmap", "memoryview", "array", "ctypes"),
+    DOUBLE: ("subclass", "memmap", "scalar"),
+}
 KINDS = ("back", "zero", "gap", "odd", "into", "far")  # of an axis's stride
 WRONG = ("type", "masked", "list", "bytes", "number", "double buffer", "none", "shape", "shape")
 
@@ -46,7 +61,8 @@ class Place(NamedTuple):
     container: str = "ndarray"
     readonly: bool = False
     wrong: str = ""
-    dtype: Any = "f4"
+    other: Any = None  # a wrong dtype
+    dtype: str = FLOAT
 
 
 class Call(NamedTuple):
@@ -55,62 +71,64 @@ class Call(NamedTuple):
     options: dict
     seed: int
     fills: tuple  # of each memory
+    others: float  # sums of the whole rows, as a multiple of those of this part; 0: any numbers
     isa: int
     threads: int
 
 
 class Built(NamedTuple):
-    """An argument: what is passed, and the float32 array that it stands for, if it is one."""
+    """An argument: what is passed, and the array that it stands for, if it is one."""
 
     value: Any
     view: Any
 
 
 @st.composite
-def layouts(draw, shape):
+def layouts(draw, shape, item):
     """Draw strides and the bytes before and behind the first element that they reach."""
-    strides, step = [0] * len(shape), FLOAT
+    strides, step = [0] * len(shape), item
     axes = range(len(shape))
     kinds = [draw(st.sampled_from(("plain",) * 6 + KINDS)) for _ in axes]
     if "odd" in kinds:  # elements that share bytes cannot be compared as numbers
         kinds = ["plain" if kind in ("zero", "into") else kind for kind in kinds]
     for axis in draw(st.sampled_from((axes[::-1], axes))):
         kind = kinds[axis]
-        step += {"gap": FLOAT * draw(st.integers(1, 20)), "odd": 1, "into": -FLOAT}.get(kind, 0)
+        step += {"gap": item * draw(st.integers(1, 20)), "odd": 1, "into": -item}.get(kind, 0)
         strides[axis] = {"back": -step, "zero": 0}.get(kind, step)
         if kind == "far" and shape[axis] < 2:  # no element is there
             strides[axis] = draw(st.sampled_from((2**40, -(2**62), 3)))
         step *= max(1, shape[axis])
     reaches = [stride * (length - 1) for stride, length in zip(strides, shape, strict=True)]
     before = -sum(reach for reach in reaches if reach < 0)
-    behind = sum(reach for reach in reaches if reach > 0) + FLOAT
+    behind = sum(reach for reach in reaches if reach > 0) + item
     if before + behind > BYTES or 0 in shape:
-        return _plain(shape), 0, FLOAT * int(np.prod(shape))
+        return _plain(shape, item), 0, item * int(np.prod(shape))
     return tuple(strides), before, behind
 
 
-def _plain(shape):
-    return tuple(FLOAT * int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
+def _plain(shape, item):
+    return tuple(item * int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
 
 
 @st.composite
-def places(draw, shape, output):
+def places(draw, shape, output, dtype):
     """Draw an argument of this shape, most often a right one."""
     wrong = draw(st.sampled_from(("",) * 250 + WRONG))
     if wrong == "shape":
         shape = draw(st.sampled_from((shape[1:], (2, *shape), shape[::-1], (*shape[:-1], 7))))
-    strides, before, behind = draw(layouts(shape))
+    strides, before, behind = draw(layouts(shape, np.dtype(dtype).itemsize))
     room = BYTES - before - behind
-    near = min(room, FLOAT * draw(st.integers(0, 300)))  # overlaps others in part
+    near = min(room, 4 * draw(st.integers(0, 300)))  # overlaps others in part
     start = draw(st.sampled_from((0, near, near, room, draw(st.integers(0, room)))))
-    start -= 0 if draw(st.integers(0, 7)) == 0 else start % FLOAT
+    start -= 0 if draw(st.integers(0, 7)) == 0 else start % 4
     readonly = draw(st.integers(0, 40 if output else 5)) == 0
     container = "ndarray"
     if draw(st.integers(0, 3)) == 0:
-        container = draw(st.sampled_from(CONTAINERS))
-    dtype = draw(st.sampled_from(OTHER_TYPES))
+        container = draw(st.sampled_from(CONTAINERS[dtype]))
+    other = draw(st.sampled_from(OTHERS[dtype]))
     memory = draw(st.integers(0, MEMORIES - 1))
-    return Place(memory, before + start, shape, strides, container, readonly, wrong, dtype)
+    start += before
+    return Place(memory, start, shape, strides, container, readonly, wrong, other, dtype)
 
 
 @st.composite
@@ -128,49 +146,53 @@ def calls(draw):
     function = draw(st.sampled_from((*MATRICES, "rms_norm_backward", "rms_norm_backward")))
     shape = draw(shapes())
     required = REQUIRED[function]
-    names = [*MATRICES[function], *VECTORS[function]]
+    names = [*MATRICES[function], *VECTORS[function], *SUMS[function]]
     chosen = [name for name in names if name in required or draw(st.integers(0, 3))]
     places_of = {}
     for name in chosen:
-        own = shape if name in MATRICES[function] else shape[-1:]
+        own, dtype = beside(function, name, shape), DOUBLE if name in SUMS[function] else FLOAT
         twins = [
             other
             for other, place in places_of.items()
-            if isinstance(place, Place) and place.shape == own
+            if isinstance(place, Place) and (place.shape, place.dtype) == (own, dtype)
         ]
         if twins and draw(st.integers(0, 4)) == 0:
             twin = draw(st.sampled_from(twins))  # the same object, or another view of its elements
             places_of[name] = twin if draw(st.booleans()) else places_of[twin]
         else:
-            places_of[name] = draw(places(own, name in ("out", "dx", "dweight", "residual")))
+            places_of[name] = draw(places(own, name in OUTPUTS[function], dtype))
     return Call(
         function,
         places_of,
-        draw(options(function)),
+        draw(options(function, shape[-1])),
         draw(st.integers(0, 2**32)),
         tuple(
             draw(st.sampled_from((*SCALES, "wild", "bits", "specials"))) for _ in range(MEMORIES)
         ),
+        draw(st.sampled_from((0.0, 1.0, 1.0, 2.5))),
         draw(st.integers(0, 2)),
         draw(st.sampled_from((1, 1, 1, 2))),
     )
 
 
 @st.composite
-def options(draw, function):
-    names = ("scale",) if function == "residual_add" else ("eps", "weight_offset")
+def options(draw, function, n):
     chosen = {}
-    for name in names:
+    for name in NUMBERS[function]:
         kind = draw(st.sampled_from("--------nnnnffrw" if name == "eps" else "----nnfr"))
         if kind != "-":
-            kinds = {"n": NUMBERS, "r": REALS, "w": NOT_REAL}
+            kinds = {"n": VALUES, "r": REALS, "w": NOT_REAL}
             values = st.floats() if kind == "f" else st.sampled_from(kinds[kind])
             chosen[name] = draw(values)
             if name == "weight_offset" and kind == "f":
                 chosen[name] = draw(st.floats(-1e50, 1e50))  # where float64 holds the gradient
             if name == "eps" and kind in "nf" and draw(st.integers(0, 5)):
                 chosen[name] = abs(chosen[name])
-    if function in ("rms_norm", "rms_norm_backward") and draw(st.booleans()):
+    if "size" in REQUIRED[function]:
+        right = (n, n, n, np.int64(n), np.array(n), n + 1, 3 * n + 7, 1 << 32, MOST_SIZE)
+        wrong = (n - 1, -1, MOST_SIZE + 1, -(1 << 63), HUGE, *NOT_INTEGERS)
+        chosen["size"] = draw(st.sampled_from(wrong if draw(st.integers(0, 20)) == 0 else right))
+    if function in ACCUMULATE and draw(st.booleans()):
         chosen["accumulate"] = draw(st.booleans())
     return chosen
 
@@ -178,11 +200,33 @@ def options(draw, function):
 def fill(call):
     """Return the memories that the arguments of a call lie in."""
     rng = np.random.default_rng(call.seed)
-    return [_values(rng, kind).view(np.uint8) for kind in call.fills]
+    memories = [_values(rng, kind).view(np.uint8) for kind in call.fills]
+    if call.others:
+        _put_sums(call, memories)
+    return memories
+
+
+def _put_sums(call, memories):
+    """Write the sums that the rows of a call call for, where the call says that sums are."""
+    views = {}
+    for name, place in call.places.items():
+        views[name] = views[place] if isinstance(place, str) else _view(place, memories)
+    for name, factors in (("sum_squares", ("x", "x")), ("sum_products", ("dy", "x"))):
+        if name in views and views["x"].ndim and len({views[f].shape for f in factors}) == 1:
+            with np.errstate(all="ignore"):
+                first, second = (views[f].astype(np.float64) for f in factors)
+                sums = call.others * (first * second).sum(axis=-1)
+            if sums.shape == views[name].shape:
+                views[name][...] = sums
+
+
+def _view(place, memories):
+    memory = memories[place.memory].data
+    return np.ndarray(place.shape, place.dtype, memory, place.offset, place.strides)
 
 
 def _values(rng, kind):
-    count = BYTES // FLOAT
+    count = BYTES // 4
     if kind == "bits":
         return rng.integers(0, 1 << 32, count, np.uint32).view(np.float32)
     normal = rng.standard_normal(count, np.float32)
@@ -202,14 +246,14 @@ def build(call, memories):
 
 
 def _build(place, memories):
-    view = np.ndarray(
-        place.shape, np.float32, memories[place.memory].data, place.offset, place.strides
-    )
+    view = _view(place, memories)
     if place.wrong not in ("", "shape"):
         return Built(_wrong(place, view), None)
     if place.container == "array":
         value = array.array("f", view.tobytes())
         return Built(value, np.frombuffer(value, np.float32) if view.size else view.reshape(-1))
+    if place.container == "scalar" and not view.ndim:
+        return Built(view[()], view.copy())
     if place.container == "ctypes" and view.flags.c_contiguous and view.ndim:
         kind = ctypes.c_float
         for length in reversed(place.shape):
@@ -225,7 +269,7 @@ def _build(place, memories):
 
 def _wrong(place, view):
     makers = {
-        "type": lambda: np.zeros(place.shape, place.dtype),
+        "type": lambda: np.zeros(place.shape, place.other),
         "masked": lambda: np.ma.masked_array(view),
         "list": lambda: view.tolist(),
         "bytes": lambda: view.tobytes(),

@@ -54,6 +54,10 @@ def _results(x, dy, held, eps):
     yield stream
     yield fastrms.residual_add(added, x)
     yield fastrms.residual_add(added, x, 0.3)
+    squares = fastrms.sum_squares(x)
+    products = fastrms.sum_products(dy, x, weight, weight_offset=TINY)
+    yield from (squares, products, fastrms.rms_scale(x, squares, 140, weight, eps))
+    yield from fastrms.rms_scale_backward(dy, x, squares, products, 140, weight, eps)
 
 
 def control(libm):

@@ -53,6 +53,23 @@ def calls():
         yield "rms_norm", {"x": memoryview(draw(ROWS, N)), "weight": weight}, ()
 
 
+def split_calls():
+    """Yield the same for the functions of a split last axis."""
+    for make in (draw, strided):
+        x, dy, weight = make(ROWS, N), make(ROWS, N), make(N)
+        sums, out = np.ones((2, 2 * ROWS))[:, :: 1 if make is draw else 2][:, :ROWS]
+        part = {"x": x, "weight": weight, "weight_offset": 1.0}
+        whole = {**part, "sum_squares": sums, "size": 2 * N}
+        both = {"dy": dy, **whole, "sum_products": sums}
+        for outputs in ({}, {"out": out}):
+            yield "sum_squares", {"x": x, **outputs}, (*outputs,)
+            yield "sum_products", {"dy": dy, **part, **outputs}, (*outputs,)
+        for outputs in ({}, {"out": make(ROWS, N)}):
+            yield "rms_scale", {**whole, **outputs}, (*outputs,)
+        for outputs in ({}, {"dx": make(ROWS, N), "dweight": make(N)}):
+            yield "rms_scale_backward", {**both, **outputs}, (*outputs,)
+
+
 def attempt(function, arguments, count):
     """Call, let the allocation after `count` others fail; return the error, and whether it did."""
     failed = ctypes.c_int()
@@ -100,7 +117,7 @@ def main(isa):
     for threads in (1, 2):
         fastrms.set_num_threads(threads)
         fastrms._core.set_parallel_from(1 if threads > 1 else 1 << 30)
-        for case in calls():
+        for case in (*calls(), *split_calls()):
             tries = (left_by(case) <= 0 for _ in range(4))  # Python fills caches at first
             assert any(tries), f"{case[0]} with {list(case[1])} leaves blocks behind"
             total += survive(*case)

@@ -8,24 +8,28 @@ import pytest
 import fastrms
 
 from .signatures import (
+    ACCUMULATE,
     ARGUMENTS,
     ARGUMENTS_OF,
+    BACKWARD,
+    FUNCTIONS,
     MATRICES,
     MATRIX_ARGUMENTS,
-    NORMS,
+    NUMBER_ARGUMENTS,
     OUTPUT_ARGUMENTS,
     OUTPUTS,
     REQUIRED,
     REQUIRED_ARGUMENTS,
     ROWS,
+    SUM_ARGUMENTS,
+    SUMS,
     VECTOR_ARGUMENTS,
     N,
 )
 
-SWAPPED = np.dtype(np.float32).newbyteorder().str
-# What is not an array of native float32: (what an array of the right shape becomes).
+# What is not an array of native float32, or float64 where that is due: what a right one becomes.
 WRONG_TYPES = {
-    "float64": lambda a: a.astype(np.float64),
+    "the other one": lambda a: a.astype(_other(a)),
     "float16": lambda a: a.astype(np.float16),
     "longdouble": lambda a: a.astype(np.longdouble),
     "complex64": lambda a: a.astype(np.complex64),
@@ -35,8 +39,8 @@ WRONG_TYPES = {
     "object": lambda a: a.astype(object),
     "bytes": lambda a: a.tobytes(),
     "text": lambda a: a.astype(str),
-    "structured": lambda a: a.view([("value", np.float32)]),
-    "byte-swapped": lambda a: a.astype(SWAPPED),
+    "structured": lambda a: a.view([("value", a.dtype)]),
+    "byte-swapped": lambda a: a.astype(a.dtype.newbyteorder()),
     "list": lambda a: a.tolist(),
     "tuple": lambda a: tuple(a.tolist()),
     "float": lambda a: 1.0,
@@ -67,8 +71,17 @@ WRONG_VECTORS = {
     "a column": lambda a: a[:, None],
     "empty": lambda a: a[:0],
 }
-NUMBERS = [(f, name) for f in NORMS for name in ("eps", "weight_offset")]
-NUMBERS += [("residual_add", "scale")]
+# But these, for which a column less is as good.
+WRONG_MATRIX_CASES = [
+    (function, name, wrong)
+    for function, name in MATRIX_ARGUMENTS
+    for wrong in WRONG_MATRICES
+    if function != "sum_squares" or "column" not in wrong
+]
+
+
+def _other(a):
+    return np.float64 if a.dtype == np.float32 else np.float32
 
 
 @pytest.fixture
@@ -84,23 +97,24 @@ def refuse(unchanged):
 
 
 @pytest.mark.parametrize("wrong", WRONG_TYPES)
-@pytest.mark.parametrize(("function", "name"), ARGUMENTS)
+@pytest.mark.parametrize(("function", "name"), ARGUMENTS + SUM_ARGUMENTS)
 def test_wrong_type(arrays, refuse, function, name, wrong):
     arguments = arrays(function)
+    wanted = arguments[name].dtype
     arguments[name] = WRONG_TYPES[wrong](arguments[name])
-    refuse(function, arguments, TypeError, rf"\b{name}\b.*float32")
+    refuse(function, arguments, TypeError, rf"\b{name}\b.*{wanted}")
 
 
-@pytest.mark.parametrize("came", ["float64", "float16", "int32", SWAPPED])
-@pytest.mark.parametrize(("function", "name"), ARGUMENTS)
+@pytest.mark.parametrize("came", ["the other one", "float16", "int32", "byte-swapped"])
+@pytest.mark.parametrize(("function", "name"), ARGUMENTS + SUM_ARGUMENTS)
 def test_message_says_what_came(arrays, refuse, function, name, came):
     arguments = arrays(function)
-    arguments[name] = arguments[name].astype(came)
-    refuse(function, arguments, TypeError, rf"\b{name}\b.*{came}")
+    arguments[name] = WRONG_TYPES[came](arguments[name])
+    refuse(function, arguments, TypeError, rf"\b{name}\b.*got .*{arguments[name].dtype}")
 
 
 @pytest.mark.parametrize("mask", [False, True])
-@pytest.mark.parametrize(("function", "name"), ARGUMENTS)
+@pytest.mark.parametrize(("function", "name"), ARGUMENTS + SUM_ARGUMENTS)
 def test_masked_array(arrays, refuse, function, name, mask):
     """Refused even where nothing is masked yet: the result would have no mask to carry on."""
     arguments = arrays(function)
@@ -113,29 +127,30 @@ def test_none_for_an_array(arrays, refuse, function, name):
     refuse(function, {**arrays(function), name: None}, TypeError, rf"\b{name}\b.*None")
 
 
-@pytest.mark.parametrize("wrong", WRONG_MATRICES)
-@pytest.mark.parametrize(("function", "name"), MATRIX_ARGUMENTS)
+@pytest.mark.parametrize(("function", "name", "wrong"), WRONG_MATRIX_CASES)
 def test_wrong_matrix(arrays, refuse, function, name, wrong):
     """Nothing broadcasts: the message names the array or the one that it disagrees with."""
     arguments = arrays(function)
     arguments[name] = WRONG_MATRICES[wrong](arguments[name])
-    named = "|".join(ARGUMENTS_OF[function])
+    named = "|".join(ARGUMENTS_OF[function] + SUMS[function])
     refuse(function, arguments, ValueError, rf"\b({named})\b.*(shape|0-d)")
 
 
 @pytest.mark.parametrize("wrong", WRONG_VECTORS)
-@pytest.mark.parametrize(("function", "name"), VECTOR_ARGUMENTS)
+@pytest.mark.parametrize(("function", "name"), VECTOR_ARGUMENTS + SUM_ARGUMENTS)
 def test_wrong_vector(arrays, refuse, function, name, wrong):
     arguments = arrays(function)
+    length = len(arguments[name])
     arguments[name] = WRONG_VECTORS[wrong](arguments[name])
-    refuse(function, arguments, ValueError, rf"\b{name}\b.*(\({N},\)|0-d)")
+    error = TypeError if (name, wrong) == ("out", "scalar") else ValueError
+    refuse(function, arguments, error, rf"\b{name}\b.*(\({length},\)|0-d|scalar)")
 
 
-@pytest.mark.parametrize("function", NORMS)
-def test_all_0d(refuse, function):
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_all_0d(arrays, refuse, function):
     """0-d everywhere: the shapes agree, and there is no last axis."""
-    arguments = {name: np.zeros((), np.float32) for name in REQUIRED[function]}
-    refuse(function, arguments, ValueError, rf"\b({'|'.join(arguments)})\b")
+    matrices = dict.fromkeys(MATRICES[function], np.zeros((), np.float32))
+    refuse(function, arrays(function) | matrices, ValueError, rf"\b({'|'.join(matrices)})\b.*0-d")
 
 
 @pytest.mark.parametrize(("function", "name"), OUTPUT_ARGUMENTS)
@@ -145,7 +160,7 @@ def test_read_only_output(arrays, refuse, function, name):
     refuse(function, arguments, ValueError, rf"\b{name}\b.*read-only")
 
 
-@pytest.mark.parametrize(("function", "name"), OUTPUT_ARGUMENTS)
+@pytest.mark.parametrize(("function", "name"), sorted({*OUTPUT_ARGUMENTS} - {*SUM_ARGUMENTS}))
 def test_read_only_buffer_as_output(arrays, refuse, function, name):
     arguments = arrays(function)
     arguments[name] = memoryview(arguments[name]).toreadonly()
@@ -153,37 +168,38 @@ def test_read_only_buffer_as_output(arrays, refuse, function, name):
 
 
 @pytest.mark.parametrize("eps", [-1e-5, -1.0, -np.inf, np.nan, -5e-324, np.float32(-1)])
-@pytest.mark.parametrize("function", NORMS)
+@pytest.mark.parametrize("function", [f for f, name in NUMBER_ARGUMENTS if name == "eps"])
 def test_bad_eps(arrays, refuse, function, eps):
     refuse(function, {**arrays(function), "eps": eps}, ValueError, r"\beps\b")
 
 
 @pytest.mark.parametrize("bad", ["1e-5", None, 1j, [1e-5], np.ones(2)])
-@pytest.mark.parametrize(("function", "name"), NUMBERS)
+@pytest.mark.parametrize(("function", "name"), NUMBER_ARGUMENTS)
 def test_number_of_a_wrong_type(arrays, refuse, function, name, bad):
     refuse(function, {**arrays(function), name: bad}, TypeError, rf"\b{name}\b")
 
 
-@pytest.mark.parametrize(("function", "name"), NUMBERS)
+@pytest.mark.parametrize(("function", "name"), NUMBER_ARGUMENTS)
 def test_number_beyond_float64(arrays, refuse, function, name):
     refuse(function, {**arrays(function), name: 10**400}, ValueError, rf"\b{name}\b.*float64")
 
 
-@pytest.mark.parametrize("function", ["rms_norm", "rms_norm_backward"])
+@pytest.mark.parametrize("function", ACCUMULATE)
 def test_accumulate_without_a_buffer(arrays, refuse, function):
     arguments = {name: arrays(function)[name] for name in (*REQUIRED[function], "weight")}
     named = "out" if function == "rms_norm" else "dx"
     refuse(function, {**arguments, "accumulate": True}, ValueError, rf"accumulate.*\b{named}\b")
 
 
-def test_dweight_without_weight(arrays, refuse):
-    arguments = {**arrays("rms_norm_backward"), "weight": None}
-    refuse("rms_norm_backward", arguments, ValueError, r"\bdweight\b.*weight")
+@pytest.mark.parametrize("function", BACKWARD)
+def test_dweight_without_weight(arrays, refuse, function):
+    arguments = {**arrays(function), "weight": None}
+    refuse(function, arguments, ValueError, r"\bdweight\b.*weight")
 
 
 @pytest.mark.parametrize(
     ("function", "first", "second"),
-    [("rms_norm_backward", "dx", "dweight"), ("add_rms_norm", "out", "residual")],
+    [*((f, "dx", "dweight") for f in BACKWARD), ("add_rms_norm", "out", "residual")],
 )
 @pytest.mark.parametrize("start", [0, 1, N - 1, N])
 def test_outputs_that_overlap(draw, arrays, refuse, function, first, second, start):
@@ -196,34 +212,31 @@ def test_outputs_that_overlap(draw, arrays, refuse, function, first, second, sta
 
 
 @pytest.mark.parametrize("n", [1, N])
-@pytest.mark.parametrize("function", ["add_rms_norm", "rms_norm_backward"])
-def test_one_object_as_both_outputs(draw, refuse, function, n):
+@pytest.mark.parametrize("function", ["add_rms_norm", *BACKWARD])
+def test_one_object_as_both_outputs(draw, arrays, refuse, function, n):
     """One row, so that dx and dweight agree in shape."""
-    both = draw(n)
-    names = OUTPUTS[function]
-    inputs = {name: draw(n) for name in (*REQUIRED[function], "weight") if name not in names}
-    refuse(function, {**inputs, **dict.fromkeys(names, both)}, ValueError, rf"\b{names[0]}\b")
+    both = dict.fromkeys(OUTPUTS[function], draw(n))
+    refuse(function, arrays(function, n) | both, ValueError, rf"\b{OUTPUTS[function][0]}\b")
 
 
 @pytest.mark.parametrize(
     ("function", "positional"),
-    [("rms_norm", 4), ("rms_norm_backward", 5), ("add_rms_norm", 5), ("residual_add", 4)],
+    [*zip(FUNCTIONS, (4, 5, 5, 4, 2, 4, 6, 8), strict=True)],
 )
-def test_keyword_only(draw, unchanged, function, positional):
-    matrices = [draw(ROWS, N) for _ in REQUIRED[function]]
-    arguments = [*matrices, draw(N), 1e-5, 0.0, None][:positional]
-    if function == "residual_add":
-        arguments = [*matrices, 1.0, None]
-    with unchanged(*matrices), pytest.raises(TypeError, match="positional"):
+def test_keyword_only(arrays, unchanged, function, positional):
+    made = arrays(function)
+    required = [made[name] for name in REQUIRED[function]]
+    arguments = [*required, made.get("weight"), 1e-5, 0.0][:positional]
+    with unchanged(*required), pytest.raises(TypeError, match="positional"):
         getattr(fastrms, function)(*arguments)
 
 
-@pytest.mark.parametrize("function", MATRICES)
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_unknown_keyword(arrays, refuse, function):
     refuse(function, {**arrays(function), "axis": -1}, TypeError, "axis")
 
 
-@pytest.mark.parametrize("function", MATRICES)
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_missing_argument(function):
     with pytest.raises(TypeError, match="argument"):
         getattr(fastrms, function)()

@@ -15,6 +15,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fastrms
@@ -73,10 +74,11 @@ def test_state_changes_no_bits_and_stays(restore, isa, count, name):
 
 @pytest.mark.parametrize("eps", [-5e-324, float("nan"), -1.0])
 def test_refusals_keep_the_state(draw, eps):
-    x = draw(2, 3)
+    x, sums = draw(2, 3), np.ones(2)
     inexact = 0x20  # raised by Python, which writes the number into the message
-    with _state(STATES["flush to zero"], inexact), pytest.raises(ValueError, match="eps"):
-        fastrms.rms_norm(x, None, eps)
+    for call, arguments in ((fastrms.rms_norm, (x,)), (fastrms.rms_scale, (x, sums, 3))):
+        with _state(STATES["flush to zero"], inexact), pytest.raises(ValueError, match="eps"):
+            call(*arguments, None, eps)
 
 
 def test_threads_of_the_caller_keep_their_own(restore, draw):

@@ -22,8 +22,9 @@ from fastrms.check import (
     ulps,
 )
 
-from .fuzz_calls import HUGE, NOT_REAL, build, calls, fill
-from .signatures import MATRICES, OUTPUTS, REQUIRED
+from .fuzz_calls import HUGE, MOST_SIZE, NOT_INTEGERS, NOT_REAL, build, calls, fill
+from .signatures import NUMBERS, OUTPUTS, REQUIRED, RETURNED, SUMS, beside
+from .test_shards import FLOAT64, SUM_SQUARES
 
 
 @given(calls())
@@ -79,23 +80,23 @@ def faults(call, arguments):
     views = {name: built.view for name, built in arguments.items() if built.view is not None}
     if views.get("x") is not None and views["x"].ndim:
         for name, view in views.items():
-            matrix = name in MATRICES[call.function]
-            if view.shape != (views["x"].shape if matrix else views["x"].shape[-1:]):
+            if view.shape != beside(call.function, name, views["x"].shape):
                 found.append((ValueError, name))
     outputs = [name for name in OUTPUTS[call.function] if name in views]
     if len(outputs) == 2 and _share(call, *outputs):
         found += [(ValueError, name) for name in outputs]
-    return found + list(_of_options(call, arguments))
+    return [*found, *_of_options(call, arguments), *_of_size(call, views.get("x"))]
 
 
 def _of_array(call, name, built):
     """Yield the faults of an argument by itself."""
     if built.value is None and name not in REQUIRED[call.function]:
         return
-    if built.view is None:
+    output, sums = name in OUTPUTS[call.function], name in SUMS[call.function]
+    if built.view is None or (output and isinstance(built.value, np.float64)):
         yield TypeError, name
         return
-    if built.view.ndim == 0 or (name in OUTPUTS[call.function] and _read_only(built)):
+    if (built.view.ndim == 0 and not sums) or (output and _read_only(built)):
         yield ValueError, name
 
 
@@ -105,7 +106,7 @@ def _read_only(built):
 
 def _of_options(call, arguments):
     given_buffers = {name for name, built in arguments.items() if built.value is not None}
-    for name in ("eps", "weight_offset", "scale"):
+    for name in NUMBERS[call.function]:
         number = call.options.get(name, 0.0)
         if any(number is bad for bad in NOT_REAL):
             yield TypeError, name
@@ -115,6 +116,15 @@ def _of_options(call, arguments):
         yield ValueError, "accumulate"
     if "dweight" in given_buffers and "weight" not in given_buffers:
         yield ValueError, "dweight"
+
+
+def _of_size(call, x):
+    if "size" in call.options:
+        size = call.options["size"]
+        if any(size is bad for bad in NOT_INTEGERS):
+            yield TypeError, "size"
+        elif x is not None and x.ndim and not x.shape[-1] <= size <= MOST_SIZE:
+            yield ValueError, "size"
 
 
 def _share(call, first, second):
@@ -164,43 +174,83 @@ def separate(function, copies, numbers):
     }
     exact_inputs = {name: value.copy() for name, value in inputs.items()}
     result = getattr(fastrms, function)(**inputs, **numbers)
-    with np.errstate(all="ignore"):
-        exact = (
-            getattr(reference, function)(**exact_inputs, **numbers) if result_size(copies) else 0
-        )
-    if function == "residual_add":
-        results = {"residual": inputs["residual"]}
-    elif function == "rms_norm_backward":
-        results = {"dx": result[0], **({} if result[1] is None else {"dweight": result[1]})}
-    else:
-        results = {"out": result}
-    if function == "add_rms_norm":
-        results["residual"] = inputs["residual"]
-    if result_size(copies):
+    result = result if isinstance(result, tuple) else (result,)
+    results = dict(zip(RETURNED[function], result, strict=True))
+    results.update((name, inputs[name]) for name in OUTPUTS[function] if name in inputs)
+    if copies["x"].size or "out" in SUMS[function]:
         with np.errstate(all="ignore"):
-            _assert_exact(function, results, exact, exact_inputs, copies, numbers)
-    return results
+            exact = getattr(reference, function)(**exact_inputs, **numbers)
+            if "residual" in results:
+                assert _bits(results["residual"]) == _bits(exact_inputs["residual"])
+            if function in EXACT:
+                EXACT[function](results, exact, copies, numbers)
+    return {name: value for name, value in results.items() if value is not None}
 
 
-def result_size(copies):
-    return copies["x"].size
+def _exact_norm(results, exact, copies, numbers):
+    bound = FORWARD_ULP if "weight" in copies else FORWARD_ULP_UNWEIGHTED
+    assert ulps(results["out"], exact) <= bound
 
 
-def _assert_exact(function, results, exact, exact_inputs, copies, numbers):
-    if "residual" in results:
-        assert _bits(results["residual"]) == _bits(exact_inputs["residual"])
-    weight, eps = copies.get("weight"), float(numbers.get("eps", 1e-5))
-    if "out" in results:
-        bound = FORWARD_ULP_UNWEIGHTED if weight is None else FORWARD_ULP
-        assert ulps(results["out"], exact) <= bound
-    if function == "rms_norm_backward":
-        dy, x = copies["dy"], copies["x"]
-        offset = np.float64(numbers.get("weight_offset", 0.0))
-        factor = None if weight is None else offset + weight
-        dx = _within_float32(results["dx"], exact[0])
-        assert dx_error(dx, exact[0], dy, x, factor, eps) <= DX
-        if weight is not None:
-            assert dweight_error(results["dweight"], exact[1], dy, x, eps) <= DWEIGHT
+def _exact_backward(results, exact, copies, numbers):
+    dy, x, eps = copies["dy"], copies["x"], float(numbers.get("eps", 1e-5))
+    dx = _within_float32(results["dx"], exact[0])
+    assert dx_error(dx, exact[0], dy, x, _factor(copies, numbers), eps) <= DX
+    if "weight" in copies:
+        assert dweight_error(results["dweight"], exact[1], dy, x, eps) <= DWEIGHT
+
+
+def _exact_squares(results, exact, copies, numbers):
+    _assert_close(results["out"], exact, SUM_SQUARES * exact)
+
+
+def _exact_products(results, exact, copies, numbers):
+    sizes = np.abs(copies["dy"] * (np.float64(1) * copies["x"]) * _factor(copies, numbers))
+    _assert_close(results["out"], exact, FLOAT64 * sizes.sum(axis=-1))
+
+
+def _exact_scale(results, exact, copies, numbers):
+    """Where the sum of the whole row is not below that of the part."""
+    sums, own = copies["sum_squares"], reference.sum_squares(copies["x"])
+    rows = (sums >= (1 - SUM_SQUARES) * own) | np.isnan(sums)
+    _exact_norm({"out": results["out"][rows]}, exact[rows], copies, numbers)
+
+
+def _exact_scale_backward(results, exact, copies, numbers):
+    squares, products = (copies[name][..., None] for name in ("sum_squares", "sum_products"))
+    size, dy = int(numbers["size"]), copies["dy"]
+    rms = np.sqrt(squares / size + np.float64(numbers.get("eps", 1e-5)))
+    xhat = copies["x"] / rms
+    terms = np.abs(dy * _factor(copies, numbers)) + np.abs(xhat * (products / rms / size))
+    _assert_close(results["dx"], exact[0], FLOAT64 * terms / rms)
+    if "weight" in copies:
+        sizes = np.abs(dy * xhat).reshape(-1, dy.shape[-1]).sum(axis=0)
+        _assert_close(results["dweight"], exact[1], FLOAT64 * sizes)
+
+
+EXACT = {
+    "rms_norm": _exact_norm,
+    "rms_norm_backward": _exact_backward,
+    "add_rms_norm": _exact_norm,
+    "sum_squares": _exact_squares,
+    "sum_products": _exact_products,
+    "rms_scale": _exact_scale,
+    "rms_scale_backward": _exact_scale_backward,
+}
+
+
+def _factor(copies, numbers):
+    offset = np.float64(numbers.get("weight_offset", 0.0))
+    return offset + copies["weight"] if "weight" in copies else np.float64(1)
+
+
+def _assert_close(result, exact, noise):
+    """Within the noise of float64, and the rounding to the dtype of the result."""
+    dtype = np.finfo(result.dtype)
+    same = (result == exact.astype(result.dtype)) | (np.isnan(result) & np.isnan(exact))
+    rounding = dtype.eps / 2 * np.abs(exact) + dtype.smallest_subnormal
+    error = np.abs(_within_float32(result, exact).astype(np.float64) - exact)
+    assert (same | (error <= noise + rounding)).all()
 
 
 def _within_float32(dx, exact):
@@ -211,10 +261,8 @@ def _within_float32(dx, exact):
 
 def _assert_results(call, arguments, results, memories, after_memories, after, expected):
     """Compare all memory, and what comes back: the object that was passed, or a new array."""
-    returned = ("dx", "dweight") if call.function == "rms_norm_backward" else ("out",)
-    returned = ("residual",) if call.function == "residual_add" else returned
     results = results if isinstance(results, tuple) else (results,)
-    for name, result in zip(returned, results, strict=True):
+    for name, result in zip(RETURNED[call.function], results, strict=True):
         if name not in expected:
             assert result is None
         elif name in arguments and _passed(arguments[name]):

@@ -5,11 +5,10 @@ import pytest
 
 import fastrms
 
-from .signatures import CALLS, FUNCTIONS, MATRICES, OUTPUTS, VECTORS
+from .signatures import BACKWARD, CALLS, FUNCTIONS, MATRICES, OUTPUTS, SUMS, VECTORS
 
 A, B, N = 3, 4, 17
 SHAPE = (A, B, N)
-FLOAT = np.dtype(np.float32).itemsize
 
 # Layout -> (shape of the memory, the view of it that has shape (A, B, N)).
 WRITABLE = {
@@ -53,13 +52,20 @@ VECTOR_LAYOUTS = {
     "unaligned": ((N + 1,), lambda m: _at_byte(m, 3)[:N]),
 }
 READABLE_VECTORS = {**VECTOR_LAYOUTS, "one element": ((1,), lambda m: np.broadcast_to(m, (N,)))}
+SUM_LAYOUTS = {  # (A, B), float64
+    "every other batch": ((2 * A, B), lambda m: m[::2]),
+    "every other element": ((A, 2 * B), lambda m: m[:, ::2]),
+    "reversed": ((A, B), lambda m: m[::-1, ::-1]),
+    "Fortran": ((B, A), lambda m: m.T),
+    "unaligned": ((A * B + 1,), lambda m: _at_byte(m, 4)),
+}
+READABLE_SUMS = {**SUM_LAYOUTS, "one element": ((1,), lambda m: np.broadcast_to(m, (A, B)))}
 
 
 def _at_byte(memory, start):
-    """Return a view of the floats that begin at a byte where none is aligned."""
-    end = start + (memory.size - 1) * FLOAT
-    floats = memory.reshape(-1).view(np.uint8)[start:end].view(np.float32)
-    return floats.reshape(SHAPE) if floats.size == A * B * N else floats
+    """Return a view of the numbers that begin at a byte where none is aligned."""
+    end = start + (memory.size - 1) * memory.itemsize
+    return memory.view(np.uint8)[start:end].view(memory.dtype)
 
 
 def _shaped(view, shape):
@@ -69,7 +75,7 @@ def _shaped(view, shape):
 def _place(values, layout):
     """Return memory and its view with this layout, which holds values if it can be written."""
     shape, look = layout
-    memory = np.linspace(-2, 2, np.prod(shape), dtype=np.float32).reshape(shape)
+    memory = np.linspace(2, -2, np.prod(shape), dtype=values.dtype).reshape(shape)
     view = _shaped(look(memory), values.shape)
     if view.flags.writeable:
         view[...] = values
@@ -77,14 +83,9 @@ def _place(values, layout):
 
 
 @pytest.fixture
-def contiguous(draw):
+def contiguous(arrays):
     """Return a function from a function's name to contiguous arguments, every buffer passed."""
-
-    def make(function):
-        matrices = {name: draw(*SHAPE) for name in MATRICES[function]}
-        return {**matrices, **{name: draw(N) for name in VECTORS[function]}}
-
-    return make
+    return lambda function: arrays(function, *SHAPE)
 
 
 def _copies(arguments):
@@ -97,32 +98,38 @@ def _run(function, arguments, accumulate):
     getattr(fastrms, function)(**arguments, **options)
 
 
+def _layouts(function, outputs):
+    """Return the inputs or the outputs of a function, and the layouts that each can have."""
+    pairs = zip(
+        (MATRICES, VECTORS, SUMS),
+        (WRITABLE, VECTOR_LAYOUTS, SUM_LAYOUTS)
+        if outputs
+        else (READABLE, READABLE_VECTORS, READABLE_SUMS),
+        strict=True,
+    )
+    named = {name: layouts for names, layouts in pairs for name in names[function]}
+    return {n: layouts for n, layouts in named.items() if (n in OUTPUTS[function]) == outputs}
+
+
 INPUT_CASES = [
-    (f, name, layout)
-    for f in FUNCTIONS
-    for names, layouts in ((MATRICES[f], READABLE), (VECTORS[f], READABLE_VECTORS))
-    for name in names
-    if name not in OUTPUTS[f]
+    (function, name, layout)
+    for function in FUNCTIONS
+    for name, layouts in _layouts(function, False).items()
     for layout in layouts
 ]
 OUTPUT_CASES = [
-    (f, accumulate, name, layout)
-    for f, accumulate in CALLS
-    for names, layouts in ((MATRICES[f], WRITABLE), (VECTORS[f], VECTOR_LAYOUTS))
-    for name in names
-    if name in OUTPUTS[f]
+    (function, accumulate, name, layout)
+    for function, accumulate in CALLS
+    for name, layouts in _layouts(function, True).items()
     for layout in layouts
 ]
-
-
-def _layout(name, layout):
-    return (READABLE_VECTORS if name in ("weight", "dweight") else READABLE)[layout]
 
 
 @pytest.mark.parametrize(("function", "name", "layout"), INPUT_CASES)
 def test_input(isa, contiguous, unchanged, function, name, layout):
     arguments = contiguous(function)
-    memory, arguments[name] = _place(arguments[name], _layout(name, layout))
+    layout = _layouts(function, False)[name][layout]
+    memory, arguments[name] = _place(arguments[name], layout)
     expected = _copies(arguments)
     _run(function, expected, False)
     with unchanged(memory):
@@ -135,7 +142,7 @@ def test_input(isa, contiguous, unchanged, function, name, layout):
 def test_output(isa, contiguous, function, accumulate, name, layout):
     """The whole memory is compared: what lies between the elements of the view stays."""
     arguments = contiguous(function)
-    layout = _layout(name, layout)
+    layout = _layouts(function, True)[name][layout]
     memory, arguments[name] = _place(arguments[name], layout)
     expected = _copies(arguments)
     _run(function, expected, accumulate)
@@ -183,8 +190,8 @@ def test_large_strided(isa, threads, draw, order):
     ("function", "output", "source"),
     [
         ("rms_norm", "out", "x"),
-        ("rms_norm_backward", "dx", "dy"),
-        ("rms_norm_backward", "dx", "x"),
+        *((f, "dx", source) for f in BACKWARD for source in ("dy", "x")),
+        ("rms_scale", "out", "x"),
         ("add_rms_norm", "out", "x"),
         ("residual_add", "residual", "x"),
         ("add_rms_norm", "residual", "x"),
@@ -205,12 +212,13 @@ def test_exact_aliasing(isa, contiguous, function, output, source, layout):
 
 
 @pytest.mark.parametrize("source", ["dy", "x"])
-def test_dx_accumulates_onto_its_own_input(isa, contiguous, source):
-    arguments = contiguous("rms_norm_backward")
+@pytest.mark.parametrize("function", BACKWARD)
+def test_dx_accumulates_onto_its_own_input(isa, contiguous, function, source):
+    arguments = contiguous(function)
     arguments["dx"] = arguments[source]
     expected = _copies(arguments)
-    _run("rms_norm_backward", expected, True)
-    _run("rms_norm_backward", arguments, True)
+    _run(function, expected, True)
+    _run(function, arguments, True)
     assert arguments["dx"].tobytes() == expected["dx"].tobytes()
     assert arguments["dweight"].tobytes() == expected["dweight"].tobytes()
 

@@ -7,7 +7,7 @@ import pytest
 
 import fastrms
 
-from .signatures import CALLS, FUNCTIONS, MATRICES, OUTPUTS, VECTORS
+from .signatures import ARGUMENTS_OF, CALLS, FUNCTIONS, OUTPUTS
 
 N = 19
 MEMORY = (N + 2) * (N + 2)
@@ -61,8 +61,9 @@ TWO_VECTORS = {
 
 
 def _pairs(function, first_is_output):
-    """Return the pairs of array arguments: (input, output), or (output, output)."""
-    names, outputs = MATRICES[function] + VECTORS[function], OUTPUTS[function]
+    """Return the pairs of float32 arguments: (input, output), or (output, output)."""
+    names = ARGUMENTS_OF[function]
+    outputs = [name for name in OUTPUTS[function] if name in names]
     if first_is_output:
         return list(itertools.combinations(outputs, 2))
     return [(i, o) for i in names for o in outputs if i not in outputs]
@@ -104,14 +105,9 @@ TWO_OUTPUTS = [case for f in FUNCTIONS for case in _cases(f, True)]
 
 
 @pytest.fixture
-def separate(draw):
+def separate(arrays):
     """Return a function from a function's name to arguments that share nothing."""
-
-    def make(function):
-        matrices = {name: draw(N, N) for name in MATRICES[function]}
-        return {**matrices, **{name: draw(N) for name in VECTORS[function]}}
-
-    return make
+    return lambda function: arrays(function, N, N)
 
 
 def _copies(arguments):
@@ -165,6 +161,8 @@ def test_two_outputs(draw, separate, unchanged, function, first, second, how):
         ("add_rms_norm", "out", "residual"),
         ("rms_norm", "out", "x"),
         ("rms_norm_backward", "dx", "x"),
+        ("rms_scale", "out", "x"),
+        ("rms_scale_backward", "dx", "x"),
         ("residual_add", "residual", "x"),
     ],
 )

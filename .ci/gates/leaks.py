@@ -59,8 +59,40 @@ def cases():
     ]
 
 
+def split_cases():
+    """Return the same for the functions of a split last axis."""
+    x, dy = np.random.default_rng(0).standard_normal((2, 4, 70), np.float32)
+    weight, out, sums = x[0].copy(), np.empty_like(x), np.ones(4)
+    apart, far = np.empty((70, 4), np.float32).T, np.ones(8)[::2]
+    squares, products = fastrms.sum_squares, fastrms.sum_products
+    scale, backward = fastrms.rms_scale, fastrms.rms_scale_backward
+    return [
+        lambda: squares(x),
+        lambda: squares(apart, out=far),
+        lambda: products(dy, apart, weight, weight_offset=1.0, out=far),
+        lambda: scale(x, sums, 140, weight),
+        lambda: scale(x[0], sums[0], 140, weight),
+        lambda: scale(x, far, 140, out=apart),
+        lambda: backward(dy, x, sums, far, 140, weight),
+        lambda: backward(x, x, far, sums, 140, weight, 1, dx=apart, dweight=dy[0], accumulate=True),
+        lambda: squares([1.0]),
+        lambda: squares(x, out=sums[1:]),
+        lambda: squares(x[0], out=sums[0]),
+        lambda: products(dy[1:], x),
+        lambda: products(dy, x, weight, out=np.broadcast_to(sums, 4)),
+        lambda: scale(x, sums, 69),
+        lambda: scale(x, sums, 1 << 70),
+        lambda: scale(x, sums, 140.0),
+        lambda: scale(x, sums, 140, weight, -1.0),
+        lambda: scale(x, np.ma.array(sums), 140),
+        lambda: scale(x, x, 140),
+        lambda: backward(dy, x, sums, sums[1:], 140, weight),
+        lambda: backward(dy, x, sums, [1.0] * 4, 140, dx=out),
+    ]
+
+
 def main():
-    errors, every = (TypeError, ValueError, MemoryError), cases()
+    errors, every = (TypeError, ValueError, MemoryError), cases() + split_cases()
     rounds = CALLS // len(every)
     for count in range(rounds + 1):
         if count == rounds // 100:  # by now every cache is full

@@ -23,6 +23,7 @@ TILE = 1021 * PAGE
 BEYOND = 3 << 24  # elements after 2**31: more than a piece, so that pieces begin there too
 MOST_BYTES = 300 << 20
 FUNCTIONS = ("rms_norm", "residual_add", "add_rms_norm", "rms_norm_backward")
+SPLIT = "the functions of a split axis"  # one after the other
 
 
 def normal(size, seed):
@@ -37,6 +38,10 @@ def call(function, x, other, first, second, weight):
         fastrms.residual_add(first, x)
     elif function == "add_rms_norm":
         fastrms.add_rms_norm(x, first, weight, out=second)
+    elif function == SPLIT:
+        sums = fastrms.sum_squares(x), fastrms.sum_products(other, x, weight)
+        fastrms.rms_scale(x, sums[0], x.shape[1], weight, out=first)
+        return fastrms.rms_scale_backward(other, x, *sums, x.shape[1], weight, dx=second)[1]
     else:
         return fastrms.rms_norm_backward(other, x, weight, dx=first)[1]
     return None
@@ -100,7 +105,7 @@ def far_apart(n=3000):
     """Rows more than 2**31 bytes apart, forwards and backwards; return how many are wrong."""
     stride, count, wrong = (1 << 31) + PAGE, 5, 0
     weight = normal(n, 9)
-    for function in FUNCTIONS:
+    for function in (*FUNCTIONS, SPLIT):
         for turn in (1, -1):
             with ExitStack() as stack:
                 started, arrays = time.perf_counter(), []
@@ -132,8 +137,9 @@ def report(what, wrong, started):
 def main():
     fastrms.set_num_threads(2)
     wrong = far_apart()
-    wrong += many((1 << 31) // FLOATS + BEYOND // FLOATS, FLOATS, FUNCTIONS)
-    # All four take 2**31 times 12, 21, 75 and 75 ns on a core; forward and the add walk alike.
+    wrong += many((1 << 31) // FLOATS + BEYOND // FLOATS, FLOATS, (*FUNCTIONS, SPLIT))
+    # All four take 2**31 times 12, 21, 75 and 75 ns on a core; forward and the add walk alike. The
+    # sums of so many rows would take 16 GiB.
     wrong += many((1 << 31) + BEYOND, 1, FUNCTIONS if FULL else ["residual_add"])
     print(f"beyond 2**31: {wrong} wrong; {worst >> 20} MiB at most, bound {MOST_BYTES >> 20}")
     return wrong > 0 or worst > MOST_BYTES
