@@ -32,7 +32,7 @@ COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-m
 # In the kernels only what the source calls inline is inlined: GCC takes the lanes of several
 # kernels in one function apart into scalars (backward took 2.4 times as long). Its early unrolling
 # does the same to loops of 16 lanes, and makes branches of a mask: those go to the vectoriser.
-# Lanes are zeroed by vectors: a loop made into a memset is `rep stos`, 5 % of a backward row of 128.
+# Lanes are zeroed by vectors: a loop made a memset is `rep stos`, 5 % of a backward row of 128.
 KERNELS = [
     "-fno-tree-loop-distribute-patterns",
     "-fno-inline-functions",

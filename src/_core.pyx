@@ -2,7 +2,6 @@
 # a kernel may run (checks, allocation, overlap, threads, the choice of kernels). It refuses to do
 # arithmetic: that is in kernels.pxi.
 
-import operator
 import os
 from importlib import import_module
 from importlib.util import find_spec
@@ -46,6 +45,7 @@ cnp.import_array()
 include "isa.pxi"
 include "arrays.pxi"
 include "threads.pxi"
+include "blocks.pxi"
 include "shards.pxi"
 
 

@@ -196,7 +196,7 @@ cdef cnp.ndarray output_rows(cnp.ndarray array, Py_ssize_t* stride):
     Rows that overlap each other (a stride below the row's length) go by copy too.
     """
     cdef Py_ssize_t n = last_axis(array)
-    if row_stride(array, stride) and (not -n < stride[0] < n or count_rows(array) <= 1):
+    if row_stride(array, stride) and not -n < stride[0] < n:
         return array
     array = copy_of(array)
     row_stride(array, stride)

@@ -40,6 +40,7 @@ FILES = {
     "backward.pxi": ("_kernels_baseline", KERNEL),
     "arrays.pxi": ("_core", DOOR),
     "threads.pxi": ("_core", DOOR),
+    "blocks.pxi": ("_core", DOOR),
     "shards.pxi": ("_core", DOOR),
     "_core.pyx": ("_core", DOOR),
 }

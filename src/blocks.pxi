@@ -1,0 +1,122 @@
+# The door's blocks of rows for backward: each has a partial sum of dweight. The row count alone
+# fixes them, and they are added in order, so threads change no bit.
+
+# dweight is summed over at most this many blocks, whatever the threads: 8 bytes * n each.
+cdef Py_ssize_t MOST_BLOCKS = 64
+cdef Py_ssize_t LEAST_BLOCK = 32
+# dweight adds rows in groups of 8, so pieces of backward are whole groups.
+cdef Py_ssize_t GROUP = 8
+
+
+cdef struct Blocks:
+    Py_ssize_t rows
+    Py_ssize_t size         # rows in a block, from the row count alone
+    Py_ssize_t count
+    Py_ssize_t group        # blocks that run side by side, each with a sum of its own
+    int parts
+    double* dweight         # (n,) IN-OUT: the blocks' sums in order; NULL without a weight
+    double* sums            # (group, n); (1, n) on one thread; dweight itself for a single block
+
+
+cdef int run_backward(Job* job, Py_ssize_t rows, float* dweight, bint accumulate) except -1:
+    """Backward over all rows; dweight (n,) OUT, or IN-OUT to accumulate, NULL without a weight."""
+    cdef bint done = False
+    cdef fp_state state = default_fp_state()
+    kernels.start(job)
+    if (rows * job.n < RELEASE_GIL and 0 < rows <= GROUP and not accumulate
+            and job.squares == NULL):
+        done = kernels.backward_few(job, rows, dweight)
+    restore_fp_state(state)
+    if not done:
+        run_in_blocks(job, rows, dweight, accumulate)
+    return 0
+
+
+cdef int run_in_blocks(const Job* job, Py_ssize_t rows, float* dweight,
+                       bint accumulate) except -1:
+    """Backward in row blocks, each with a partial sum of dweight; it is stored last of all."""
+    cdef Blocks blocks = cut_blocks(rows, job.n)
+    cdef Py_ssize_t sums = 0 if blocks.count <= 1 else 1 if blocks.parts == 1 else blocks.group
+    cdef double* memory = NULL
+    cdef fp_state state
+    if dweight != NULL:
+        memory = <double*>PyMem_RawCalloc(job.n, (1 + sums) * sizeof(double))
+        if memory == NULL:
+            raise MemoryError(f"dweight needs {(1 + sums) * 8} bytes * {job.n} of scratch")
+        blocks.dweight = memory
+        blocks.sums = memory + (job.n if sums else 0)
+    try:
+        if rows * job.n < min(RELEASE_GIL, parallel_from):
+            run_blocks(job, &blocks, 0, blocks.count, 0, blocks.size)
+        else:
+            run_pieces(job, &blocks)
+        if dweight != NULL:
+            state = default_fp_state()
+            kernels.store_dweight(dweight, memory, job.n, accumulate)
+            restore_fp_state(state)
+    finally:
+        PyMem_RawFree(memory)
+    return 0
+
+
+cdef inline Blocks cut_blocks(Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
+    cdef Blocks blocks
+    blocks.rows = rows
+    blocks.size = max(LEAST_BLOCK, (rows + MOST_BLOCKS - 1) // MOST_BLOCKS)
+    blocks.count = (rows + blocks.size - 1) // blocks.size
+    blocks.parts = 1
+    if rows * n >= parallel_from and blocks.count > 1:
+        blocks.parts = <int>min(<Py_ssize_t>thread_count(), blocks.count)
+    blocks.group = max(1, piece_rows(n) // blocks.size // blocks.parts) * blocks.parts
+    blocks.group = min(blocks.group, blocks.count)
+    blocks.dweight = blocks.sums = NULL
+    return blocks
+
+
+cdef int run_pieces(const Job* job, const Blocks* blocks) except -1:
+    """All blocks, group by group, and in pieces of their rows where a group is too much at once."""
+    cdef Py_ssize_t first, row, count = piece_rows(job.n) // max(1, blocks.group)
+    count = min(blocks.size, max(GROUP, count // GROUP * GROUP))
+    for first in range(0, blocks.count, blocks.group):
+        for row in range(0, blocks.size, count):
+            if first + row > 0:
+                PyErr_CheckSignals()
+            with nogil:
+                run_blocks(job, blocks, first, min(blocks.count, first + blocks.group), row, count)
+    return 0
+
+
+cdef void run_blocks(const Job* job, const Blocks* blocks, Py_ssize_t first, Py_ssize_t last,
+                     Py_ssize_t row, Py_ssize_t count) noexcept nogil:
+    """Rows [row, row + count) of the blocks [first, last); a block that ends joins dweight."""
+    cdef Py_ssize_t b, n = job.n if blocks.sums != NULL else 0
+    cdef bint ends = blocks.sums != blocks.dweight and row + count >= blocks.size
+    cdef int parts = blocks.parts
+    if parts == 1:
+        for b in range(first, last):
+            run_block(job, blocks, b, row, count, blocks.sums)
+            if ends:
+                add_sum(job, blocks, blocks.sums)
+        return
+    for b in prange(first, last, num_threads=parts, schedule="dynamic"):
+        run_block(job, blocks, b, row, count, blocks.sums + (b - first) * n)
+    if ends:
+        for b in range(last - first):
+            add_sum(job, blocks, blocks.sums + b * n)
+
+
+cdef void run_block(const Job* job, const Blocks* blocks, Py_ssize_t b, Py_ssize_t row,
+                    Py_ssize_t count, double* sums) noexcept nogil:
+    cdef Py_ssize_t start = b * blocks.size
+    cdef Py_ssize_t last = min(blocks.rows, start + min(blocks.size, row + count))
+    cdef fp_state state = default_fp_state()
+    if row == 0 and sums != blocks.dweight:
+        memset(sums, 0, job.n * sizeof(double))
+    kernels.backward(job, start + row, last, sums)
+    restore_fp_state(state)
+
+
+cdef inline void add_sum(const Job* job, const Blocks* blocks, const double* sums) noexcept nogil:
+    cdef fp_state state = default_fp_state()
+    kernels.add_block(blocks.dweight, sums, job.n)
+    restore_fp_state(state)
