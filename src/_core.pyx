@@ -352,10 +352,10 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
             check_apart(dx_out, "dx", dweight_out, "dweight")
         x_in = apart(x_in, dx_out)
         dy_in = apart(dy_in, dx_out)
-    if dweight is not None:     # a few rows write it chunk by chunk, between reads
-        x_in = apart(x_in, dweight_out)
-        dy_in = apart(dy_in, dweight_out)
-        w = apart(w, dweight_out)
+    if dweight is not None:     # a few rows are added up in it
+        x_in = clear_of(x_in, dweight_out)
+        dy_in = clear_of(dy_in, dweight_out)
+        w = clear_of(w, dweight_out)
     if sums is not None:
         squares, products = sums_beside(squares, dx_out), sums_beside(products, dx_out)
         job.squares = <double*>cnp.PyArray_DATA(squares)

@@ -268,12 +268,20 @@ cdef inline cnp.ndarray apart(cnp.ndarray array, cnp.ndarray output):
     return array
 
 
+cdef inline cnp.ndarray clear_of(cnp.ndarray array, cnp.ndarray output):
+    """An input that shares nothing with `output`, which is written before the last of it is read:
+    itself, or a copy."""
+    if overlaps(array, output):
+        return copy_of(array)
+    return array
+
+
 cdef inline cnp.ndarray weight_beside(cnp.ndarray weight, cnp.ndarray output):
     """A weight that a kernel can read straight through while it writes `output`."""
     cdef Py_ssize_t unused
-    if not row_stride(weight, &unused) or overlaps(weight, output):
+    if not row_stride(weight, &unused):
         return copy_of(weight)
-    return weight
+    return clear_of(weight, output)
 
 
 cdef inline int check_apart(cnp.ndarray a, str a_name, cnp.ndarray b, str b_name) except -1:

@@ -170,12 +170,16 @@ cdef inline void gradient_group(const Row* rows, Py_ssize_t count, const Job* jo
     """Phase two for the tame ones of up to 8 rows, column chunk by column chunk.
 
     A chunk of the group's dweight (2 KB) stays in L1, where a whole row of it (n = 4096) would push
-    x and dy out. It joins dweight (n,) IN-OUT, or is out (n,) OUT; both are NULL without a weight.
+    x and dy out. It joins dweight (n,) IN-OUT, or is added up in out (n,) OUT, which nothing else
+    shares; both are NULL without a weight.
     """
-    cdef float[512] group
+    cdef float[512] space
+    cdef float* group = space
     cdef Py_ssize_t i = 0, k, row, width = floats_to_line(rows[0].dx) if job.n > 256 else 0
     while i < job.n:
         width = min(width if width > 0 else 512, job.n - i)
+        if out != NULL:
+            group = out + i
         memset(group, 0, width * sizeof(float))
         for row in range(count):
             if rows[row].tame:
@@ -183,8 +187,6 @@ cdef inline void gradient_group(const Row* rows, Py_ssize_t count, const Job* jo
         if dweight != NULL:
             for k in range(width):
                 dweight[i + k] += <double>group[k]
-        if out != NULL:
-            memcpy(out + i, group, width * sizeof(float))
         i += width
         width = 512
 

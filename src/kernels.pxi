@@ -8,7 +8,7 @@
 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY, NAN, sqrt
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from kernels cimport Job, Table
 
