@@ -75,11 +75,16 @@ cdef void scale_few(float* restrict y, const float* restrict x, const float* res
 
 cdef inline void scale_lines(float* restrict y, const float* restrict x,
                              const float* restrict weight, float inv_rms, Py_ssize_t n,
-                             Path path, bint accumulate) noexcept nogil:
-    """Scale whole vectors, n % 16 == 0; each line of y is asked for 512 bytes ahead."""
+                             const float* ahead, Path path, bint accumulate,
+                             bint fetch) noexcept nogil:
+    """Scale whole vectors, n % 16 == 0; each line of y is asked for 512 bytes ahead, and the row
+    `ahead` if it is to be fetched.
+    """
     cdef Py_ssize_t i, k
     for i in range(0, n - 15, 16):
         prefetch_write(y + i + 128)
+        if fetch:
+            prefetch(ahead + i)
         for k in range(16):
             if accumulate:
                 y[i + k] = y[i + k] + scaled(x, weight, inv_rms, i + k, path)
@@ -123,9 +128,11 @@ cdef inline void scale_row(float* y, const float* x, const float* weight, float 
     if streamed:
         stream_lines(y + head, x + head, at(weight, head), inv_rms, body, ahead + head, path)
     elif accumulate:
-        scale_lines(y + head, x + head, at(weight, head), inv_rms, body, path, True)
+        scale_lines(y + head, x + head, at(weight, head), inv_rms, body, NULL, path, True, False)
+    elif ahead != NULL:
+        scale_lines(y + head, x + head, at(weight, head), inv_rms, body, ahead, path, False, True)
     else:
-        scale_lines(y + head, x + head, at(weight, head), inv_rms, body, path, False)
+        scale_lines(y + head, x + head, at(weight, head), inv_rms, body, NULL, path, False, False)
     head += body
     if head < n:
         scale_few(y + head, x + head, at(weight, head), inv_rms, n - head, path, accumulate)

@@ -68,8 +68,8 @@ TYPES = {
 # What these lines decide is when a result comes, not which: a fetch, a fence, a row to fetch; the
 # sizes from which a call streams, uses threads or lets go of the GIL; pieces between two signals.
 SPEED = re.compile(
-    r"prefetch|ahead|stream_fence|distance|outgrows_cache|RELEASE_GIL|parallel_from|STREAM_BYTES|"
-    r"LEAST_STREAMED|PIECE|piece|elements \* "
+    r"fetch|ahead|1 << 17|stream_fence|distance|outgrows_cache|RELEASE_GIL|parallel_from|"
+    r"STREAM_BYTES|LEAST_STREAMED|PIECE|piece|elements \* "
 )
 # At the very border of a range the two ways to compute are both right.
 BORDER = re.compile(r"SMALL_|LARGE_|TRUSTED|_WEIGHT")
