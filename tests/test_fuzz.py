@@ -205,7 +205,7 @@ def _exact_squares(results, exact, copies, numbers):
 
 
 def _exact_products(results, exact, copies, numbers):
-    sizes = np.abs(copies["dy"] * (np.float64(1) * copies["x"]) * _factor(copies, numbers))
+    sizes = np.abs(copies["dy"] * copies["x"].astype(np.float64) * _factor(copies, numbers))
     _assert_close(results["out"], exact, FLOAT64 * sizes.sum(axis=-1))
 
 
@@ -241,7 +241,7 @@ EXACT = {
 
 def _factor(copies, numbers):
     offset = np.float64(numbers.get("weight_offset", 0.0))
-    return offset + copies["weight"] if "weight" in copies else np.float64(1)
+    return offset + copies["weight"].astype(np.float64) if "weight" in copies else np.float64(1)
 
 
 def _assert_close(result, exact, noise):
