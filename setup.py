@@ -53,7 +53,7 @@ def extension(name, **more):
     return Extension(
         f"fastrms.{name}",
         [f"src/{name}.pyx"],
-        depends=[*glob.glob("src/*.p*"), "src/machine.h"],
+        depends=[*glob.glob("src/*.p*"), *glob.glob("src/*.h")],
         include_dirs=["src"],
         **more,
     )

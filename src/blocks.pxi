@@ -13,7 +13,7 @@ cdef struct Blocks:
     Py_ssize_t size         # rows in a block, from the row count alone
     Py_ssize_t count
     Py_ssize_t group        # blocks that run side by side, each with a sum of its own
-    int parts
+    int threads
     double* dweight         # (n,) IN-OUT: the blocks' sums in order; NULL without a weight
     double* sums            # (group, n); (1, n) on one thread; dweight itself for a single block
 
@@ -36,7 +36,7 @@ cdef int run_in_blocks(const Job* job, Py_ssize_t rows, float* dweight,
                        bint accumulate) except -1:
     """Backward in row blocks, each with a partial sum of dweight; it is stored last of all."""
     cdef Blocks blocks = cut_blocks(rows, job.n)
-    cdef Py_ssize_t sums = 0 if blocks.count <= 1 else 1 if blocks.parts == 1 else blocks.group
+    cdef Py_ssize_t sums = 0 if blocks.count <= 1 else 1 if blocks.threads == 1 else blocks.group
     cdef double* memory = NULL
     cdef fp_state state
     if dweight != NULL:
@@ -64,10 +64,8 @@ cdef inline Blocks cut_blocks(Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
     blocks.rows = rows
     blocks.size = max(LEAST_BLOCK, (rows + MOST_BLOCKS - 1) // MOST_BLOCKS)
     blocks.count = (rows + blocks.size - 1) // blocks.size
-    blocks.parts = 1
-    if rows * n >= parallel_from and blocks.count > 1:
-        blocks.parts = <int>min(<Py_ssize_t>thread_count(), blocks.count)
-    blocks.group = max(1, piece_rows(n) // blocks.size // blocks.parts) * blocks.parts
+    blocks.threads = <int>min(<Py_ssize_t>threads_for(rows * n), max(1, blocks.count))
+    blocks.group = max(1, piece_rows(n) // blocks.size // blocks.threads) * blocks.threads
     blocks.group = min(blocks.group, blocks.count)
     blocks.dweight = blocks.sums = NULL
     return blocks
@@ -86,23 +84,36 @@ cdef int run_pieces(const Job* job, const Blocks* blocks) except -1:
     return 0
 
 
+cdef struct Turn:
+    const Job* job
+    const Blocks* blocks
+    Py_ssize_t first, row, count
+
+
 cdef void run_blocks(const Job* job, const Blocks* blocks, Py_ssize_t first, Py_ssize_t last,
                      Py_ssize_t row, Py_ssize_t count) noexcept nogil:
     """Rows [row, row + count) of the blocks [first, last); a block that ends joins dweight."""
     cdef Py_ssize_t b, n = job.n if blocks.sums != NULL else 0
     cdef bint ends = blocks.sums != blocks.dweight and row + count >= blocks.size
-    cdef int parts = blocks.parts
-    if parts == 1:
+    cdef Turn turn
+    if blocks.threads == 1:
         for b in range(first, last):
             run_block(job, blocks, b, row, count, blocks.sums)
             if ends:
                 add_sum(job, blocks, blocks.sums)
         return
-    for b in prange(first, last, num_threads=parts, schedule="dynamic"):
-        run_block(job, blocks, b, row, count, blocks.sums + (b - first) * n)
+    turn.job, turn.blocks, turn.first, turn.row, turn.count = job, blocks, first, row, count
+    pool_run(run_turn, &turn, last - first, blocks.threads, is_brief(blocks.rows * job.n))
     if ends:
         for b in range(last - first):
             add_sum(job, blocks, blocks.sums + b * n)
+
+
+cdef void run_turn(const void* call, long item) noexcept nogil:
+    cdef const Turn* turn = <const Turn*>call
+    cdef Py_ssize_t n = turn.job.n if turn.blocks.sums != NULL else 0
+    run_block(turn.job, turn.blocks, turn.first + item, turn.row, turn.count,
+              turn.blocks.sums + item * n)
 
 
 cdef void run_block(const Job* job, const Blocks* blocks, Py_ssize_t b, Py_ssize_t row,

@@ -3,13 +3,6 @@
 
 cdef extern from *:
     """
-    #ifdef _OPENMP
-    #include <omp.h>
-    #define FASTRMS_OPENMP _OPENMP
-    #else
-    #define FASTRMS_OPENMP 0
-    #define omp_get_max_threads() 1
-    #endif
     /* Static, or each thread allocates it at its first call, and ld.so is one library more. */
     #ifdef __ELF__
     __attribute__((tls_model("initial-exec")))
@@ -17,8 +10,12 @@ cdef extern from *:
     static _Thread_local int thread_limit = 1024;
     """
     int thread_limit    # of the calls made from this thread
+
+cdef extern from "pool.h" nogil:
+    ctypedef void (*pool_item)(const void* call, long item) noexcept nogil
+    void pool_run(pool_item run, const void* call, long items, int threads, bint brief)
     const int FASTRMS_OPENMP
-    int omp_get_max_threads() nogil
+    int omp_get_max_threads()
 
 cdef extern from "machine.h" nogil:
     ctypedef unsigned long fp_state
@@ -27,12 +24,13 @@ cdef extern from "machine.h" nogil:
 
 # From these many elements on (some 3 us) a call lets go of the GIL.
 cdef Py_ssize_t RELEASE_GIL = 16384
-# From these many on, 512 x 4096, it uses threads. Calls in a row gain from 32,768 on (1.2 times on
-# two threads at 8 x 4096, 2.5 times at 64 x 4096), but a pool at rest has to wake first, and where
-# the kernel wakes a thread on the caller's own CPU, libgomp's caller spins in its way: a call after
-# 20 ms of rest took 6 ms instead of 0.6 at 256 x 4096, and 1.2 ms instead of 1.1 at 512 x 4096.
-# (A shorter GOMP_SPINCOUNT mends that call, and leaves calls in a row on one CPU.)
-cdef Py_ssize_t parallel_from = 1 << 21
+# From these many on, 16 x 4096, it uses threads, each for half of them at least: calls in a row gain,
+# 1.3 to 1.5 times on two threads, 1.6 to 1.9 at 32 x 4096. From eight times as many on it wakes
+# threads for a single call, which costs some 40 us: of 450,000 elements, a call takes as long as on
+# one thread; at 64 x 11008 0.17 ms, not 0.22, and 0.37, not 0.57, at 512 x 4096.
+cdef Py_ssize_t parallel_from = 1 << 16
+# The rows of each thread are so many items, for another to take those that it has not begun.
+cdef int ITEMS = 4
 # Between pieces of these many elements a call runs the handlers of signals that came.
 cdef Py_ssize_t PIECE = 1 << 24
 
@@ -64,8 +62,8 @@ def set_num_threads(n):
     -----
     The default is ``FASTRMS_NUM_THREADS``, else what OpenMP would use (``OMP_NUM_THREADS``, the
     process's CPU affinity). A limit set through OpenMP later, as threadpoolctl does, wins. A
-    process forked from this one runs on one thread, because an OpenMP pool does not survive
-    a fork. Without OpenMP (see `show_config`) every call runs on its own thread.
+    process forked from this one runs on one thread, because threads do not survive a fork.
+    Without OpenMP (see `show_config`) every call runs on its own thread.
     """
     global wanted_threads
     wanted_threads = as_thread_count(n, "n")
@@ -112,6 +110,16 @@ cdef int thread_count() noexcept nogil:
     return min(limit, thread_limit)
 
 
+cdef inline int threads_for(Py_ssize_t elements) noexcept nogil:
+    if elements < parallel_from:
+        return 1
+    return <int>min(<Py_ssize_t>thread_count(), 2 * elements // parallel_from)
+
+
+cdef inline bint is_brief(Py_ssize_t elements) noexcept nogil:
+    return elements < 8 * parallel_from
+
+
 def _run_serially_after_fork():
     global forked
     forked = True
@@ -141,7 +149,7 @@ cdef inline bint outgrows_cache(Py_ssize_t elements, Py_ssize_t n) noexcept nogi
 cdef int run(rows_kernel kernel, Job* job, Py_ssize_t rows) except -1:
     """A kernel over all rows, in order; without the GIL where it is worth letting go of it."""
     cdef Py_ssize_t piece, pieces
-    cdef int parts = 1
+    cdef int threads = threads_for(rows * job.n)
     cdef bint small = rows * job.n < min(RELEASE_GIL, parallel_from)
     cdef fp_state state
     if rows * job.n == 0:
@@ -153,14 +161,12 @@ cdef int run(rows_kernel kernel, Job* job, Py_ssize_t rows) except -1:
     restore_fp_state(state)
     if small:
         return 0
-    if rows * job.n >= parallel_from:
-        parts = thread_count()
     pieces = (rows + piece_rows(job.n) - 1) // piece_rows(job.n)
     for piece in range(pieces):
         if piece > 0:
             PyErr_CheckSignals()
         with nogil:
-            run_rows(kernel, job, rows * piece // pieces, rows * (piece + 1) // pieces, parts)
+            run_rows(kernel, job, rows * piece // pieces, rows * (piece + 1) // pieces, threads)
     return 0
 
 
@@ -169,17 +175,30 @@ cdef inline Py_ssize_t piece_rows(Py_ssize_t n) noexcept nogil:
     return max(1, PIECE // max(n, 64))
 
 
+cdef struct Shared:
+    rows_kernel kernel
+    const Job* job
+    Py_ssize_t first, rows, items
+
+
 cdef void run_rows(rows_kernel kernel, const Job* job, Py_ssize_t first, Py_ssize_t last,
-                   int parts) noexcept nogil:
-    """A kernel over rows [first, last), on one thread or split evenly over several."""
-    cdef Py_ssize_t rows = last - first
-    cdef int part
-    parts = <int>min(<Py_ssize_t>parts, rows)
-    if parts == 1:      # prange on one thread costs 0.5 us still
+                   int threads) noexcept nogil:
+    """A kernel over rows [first, last), on this thread or on several."""
+    cdef Shared shared
+    cdef bint brief = is_brief((last - first) * job.n)
+    threads = <int>min(<Py_ssize_t>threads, last - first)
+    if threads == 1:
         run_part(kernel, job, first, last)
         return
-    for part in prange(parts, num_threads=parts, schedule="static"):
-        run_part(kernel, job, first + rows * part // parts, first + rows * (part + 1) // parts)
+    shared.kernel, shared.job, shared.first, shared.rows = kernel, job, first, last - first
+    shared.items = min(shared.rows, threads if brief else ITEMS * threads)
+    pool_run(run_item, &shared, shared.items, threads, brief)
+
+
+cdef void run_item(const void* call, long item) noexcept nogil:
+    cdef const Shared* shared = <const Shared*>call
+    run_part(shared.kernel, shared.job, shared.first + shared.rows * item // shared.items,
+             shared.first + shared.rows * (item + 1) // shared.items)
 
 
 cdef inline void run_part(rows_kernel kernel, const Job* job, Py_ssize_t first,

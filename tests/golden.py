@@ -10,16 +10,11 @@ integer arithmetic: no random generator and no math function, whose bits a relea
 import hashlib
 import itertools
 import json
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-if __name__ == "__main__":  # and OpenMP is not loaded yet
-    # Threads that take part in thousands of small calls must sleep, not spin: 0.3 s a way, or 6 s.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import fastrms
 from fastrms import _core

@@ -29,15 +29,19 @@ def _bits(low, high, seed):
 # Around 1; all that is finite; numbers below the normal ones, alone and among others.
 SPANS = ((118, 132), (0, 255), (0, 1), (0, 3))
 INPUTS = [[_bits(*span, seed) for seed in (1, 2, 3)] for span in SPANS]
+# A call long enough, some 10 ms, for every worker to wake and take rows of it.
+LONG = np.tile(_bits(0, 1, 4), (40, 10))
 
 
 def digests():
-    return [
-        hashlib.sha256(result.tobytes()).hexdigest()
+    results = [
+        result
         for x, dy, held in INPUTS
         for eps in (1e-5, 0.0, TINY)
         for result in _results(x, dy, held, eps)
     ]
+    results += [fastrms.rms_norm(LONG, None, 0.0), *fastrms.rms_norm_backward(LONG, LONG, LONG[0])]
+    return [hashlib.sha256(result.tobytes()).hexdigest() for result in results]
 
 
 def _results(x, dy, held, eps):

@@ -224,6 +224,15 @@ def test_the_readme_is_made_from_a_record(tiny):
     assert (folder / "new.png").stat().st_size > 10_000
 
 
+def test_beside_other_threads():
+    command = [sys.executable, BENCH / "beside.py", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) == 17
+    assert all("512 x 4096" in line for line in lines[-4:])
+
+
 def test_record_takes_further_arguments():
     done = subprocess.run(
         [sys.executable, BENCH / "record.py", "x", "--isa", "v9"], capture_output=True, text=True

@@ -63,7 +63,7 @@ print(foreign() - before)
 
 @pytest.mark.parametrize("columns", [2048, 1024])
 def test_a_task_starts_no_threads(python, columns):
-    """Two tasks at once of 3 OpenMP threads each would leave 4 threads that are not Python's."""
+    """A task that ran on 3 threads would leave 2 that are not Python's."""
     found = python(THREADS.replace("columns", str(columns)), FASTRMS_NUM_THREADS="3")
     assert found.stdout == "0 3\n2\n", found.stderr
 

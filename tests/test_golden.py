@@ -7,7 +7,7 @@ from . import golden
 
 
 def test_every_digest():
-    """In a process of its own, where OpenMP's threads can be told to sleep between calls."""
+    """By the command that the gates run."""
     command = [sys.executable, golden.__file__]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1,6 +1,6 @@
 """A second interpreter in the process: the extension refuses it, and the first one goes on.
 
-Its state (settings, kernels in use, OpenMP's pool) is the process's, and NumPy supports one alone.
+Its state (settings, kernels in use, threads) is the process's, and NumPy supports one alone.
 """
 
 from importlib.util import find_spec

@@ -40,3 +40,29 @@ def test_more_memory_than_there_is(draw):
     for call in calls:
         with pytest.raises(MemoryError, match="Unable to allocate"):
             call(x)
+
+
+WITHOUT_WORKERS = """
+import os, resource
+import numpy as np
+import fastrms
+x = np.random.default_rng(0).standard_normal((1000, 1000), dtype=np.float32)
+out, expected = np.empty_like(x), fastrms.reference.rms_norm(x)
+threads = os.listdir("/proc/self/task")
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), resource.RLIM_INFINITY))
+fastrms.set_num_threads(3)
+fastrms.rms_norm(x, out=out)  # a thread's stack takes 8 MiB
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert os.listdir("/proc/self/task") == threads
+np.testing.assert_allclose(out, expected, rtol=1e-6)
+fastrms.rms_norm(x, out=out)
+assert len(os.listdir("/proc/self/task")) == len(threads) + 2
+"""
+
+
+@pytest.mark.skipif(not _core.build_info()["openmp"], reason="built without OpenMP")
+def test_no_memory_for_a_worker(python):
+    """The caller does all of it, where the system gives no thread."""
+    result = python(WITHOUT_WORKERS)
+    assert result.returncode == 0, result.stderr

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import threading
+import time
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -176,6 +177,24 @@ def test_threadpoolctl_limits(restore, draw):
         assert fastrms.get_num_threads() == 1
         assert _everything(x, dy, weight) == free
     assert fastrms.get_num_threads() == 3
+
+
+@needs_openmp
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_workers_take_part(restore, arrays, function):
+    """A call waits for no worker, so a worker's time alone shows that it does anything."""
+    fastrms.set_num_threads(2)
+    call, arguments = getattr(fastrms, function), arrays(function, *LARGE)
+
+    def time_of_others():
+        before = time.process_time() - time.thread_time()
+        for _ in range(20):
+            call(**arguments)
+        return time.process_time() - time.thread_time() - before
+
+    # Some 20 calls of 1 ms; a worker that only looks for work takes 0.02 ms of each. A machine that
+    # has other things to do gets more tries.
+    assert any(time_of_others() > 0.004 for _ in range(50))
 
 
 # Processes and threads of the caller.
