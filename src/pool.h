@@ -2,11 +2,11 @@
  *
  * OpenMP is asked how many there may be, and does not run them. Its parallel region ends when every
  * thread of the team has been there, those too that have yet to wake, and its threads then spin for
- * some 5 ms on a CPU that the caller's next library wants. Here whoever is awake takes the next item,
- * a call waits for items that were begun and for nothing else, and a worker soon sleeps. A norm of
- * 512 x 4096 and a matmul of 512 x 512 (OpenBLAS) in turn, on 2 CPUs: 0.60 and 1.0 ms with one
- * thread for the norm, 7.4 and 2.5 ms with libgomp's two, 0.37 and 1.0 ms with two of these.
- * (bench/beside.py measures it.)
+ * some 5 ms on a CPU that the caller's next library wants. Here whoever is awake takes the next
+ * item, a call waits for items that were begun and for nothing else, and a worker soon sleeps. A
+ * norm of 512 x 4096 and a matmul of 512 x 512 (OpenBLAS) in turn, on 2 CPUs: 0.61 and 1.0 ms with
+ * one thread for the norm, 3.6 and 4.4 ms with libgomp's two, 0.38 and 1.0 ms with two of these
+ * (bench/beside.py).
  */
 #ifndef FASTRMS_POOL_H
 #define FASTRMS_POOL_H
@@ -29,10 +29,10 @@ typedef void (*pool_item)(const void *call, long item);
 #endif
 
 #define POOL_MOST 1024  /* threads */
-/* How often a worker looks for another call before it sleeps, for some 20 us. Calls in a row find it
- * awake; to wake it costs a call 25 to 40 us. (A matmul of 0.14 ms in between took 0.01 ms longer so,
- * and 0.1 ms with five times as many looks. With sched_yield between looks the worker fell behind a
- * thread of OpenBLAS that yields too, and had no item of any call.)
+/* How often a worker looks for another call before it sleeps, for some 20 us. Calls in a row find
+ * it awake; to wake it costs a call 25 to 40 us. (A matmul of 0.14 ms in between took 0.01 ms longer
+ * so, and 0.1 ms with five times as many looks. With sched_yield between looks the worker fell
+ * behind a thread of OpenBLAS that yields too, and had no item of any call.)
  */
 #define POOL_LOOKS 2000
 /* Calls are in a row when each begins less than these ns after the last one's end. After so many of
@@ -56,8 +56,8 @@ static struct {
     int threads;
     int row;        /* how many calls came in a row */
     int64_t end;    /* of the last call, in ns */
-    /* Each thread begins with its own items, whose rows its cache may hold from the call before, and
-     * goes on with those of others. Number 0 is the caller. */
+    /* Each thread begins with its own items, whose rows its cache may hold from the call before,
+     * and goes on with those of others. Number 0 is the caller. */
     struct {
         long next, last;
         uint32_t asleep;
@@ -115,9 +115,12 @@ static void pool_make_way(void) {
 static void *pool_worker(void *number) {
     const int own = (int)(intptr_t)number;
     uint32_t *asleep = &pool.thread[own].asleep;
+    int took_part = 0;  /* in the call that is going on */
     for (;;) {
         for (int look = 0; look < POOL_LOOKS; look++) {
-            if (pool_join(own) || __atomic_load_n(&pool.busy, __ATOMIC_RELAXED)) look = 0;
+            took_part = pool_join(own)
+                || (took_part && __atomic_load_n(&pool.busy, __ATOMIC_RELAXED));
+            if (took_part) look = 0;
             pool_pause();
         }
         __atomic_store_n(asleep, 1, __ATOMIC_SEQ_CST);
