@@ -29,21 +29,10 @@ DIRECTIVES = {
 # Numbers come before speed: no -ffast-math and no contraction, so that every instruction set gives
 # the same bits. Neither errno nor traps from the math functions are read, so both may go.
 COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-# In the kernels only what the source calls inline is inlined: GCC takes the lanes of several
-# kernels in one function apart into scalars (backward took 2.4 times as long). Its early unrolling
-# does the same to loops of 16 lanes, and makes branches of a mask: those go to the vectoriser.
-# Lanes are zeroed by vectors: a loop made a memset is `rep stos`, 5 % of a backward row of 128.
-KERNELS = [
-    "-fno-tree-loop-distribute-patterns",
-    "-fno-inline-functions",
-    "-fno-inline-functions-called-once",
-    "-fno-inline-small-functions",
-    "--param=max-completely-peel-times=7",
-]
 ISA_FLAGS = {
     "baseline": [],
-    "v3": ["-march=x86-64-v3", "-mprfchw", "-mprefer-vector-width=256"],
-    "v4": ["-march=x86-64-v4", "-mprfchw", "-mprefer-vector-width=512"],
+    "v3": ["-march=x86-64-v3", "-mprfchw"],
+    "v4": ["-march=x86-64-v4", "-mprfchw"],
 }
 OPENMP = ["-fopenmp"]
 X86 = platform.machine() in ("x86_64", "AMD64")
@@ -75,7 +64,6 @@ class BuildExtensions(build_ext):
         linker = getattr(self.compiler, "linker_so", [])
         self.compiler.linker_so = [flag for flag in linker if "-rpath" not in flag]
         common = [flag for flag in COMMON if self.takes([flag])]
-        kernels = [flag for flag in KERNELS if self.takes([flag])]
         openmp = OPENMP if self.takes(OPENMP, "#include <omp.h>\n") else []
         kept = []
         for ext in self.extensions:
@@ -86,7 +74,7 @@ class BuildExtensions(build_ext):
                 ext.extra_link_args += openmp
                 flags = openmp
             else:
-                flags = [*kernels, *ISA_FLAGS[isa]]
+                flags = ISA_FLAGS[isa]
             flags = [*common, *flags, *EXTRA]
             ext.extra_compile_args += flags
             ext.extra_link_args += EXTRA

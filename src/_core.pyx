@@ -43,6 +43,7 @@ cnp.import_array()
 
 include "isa.pxi"
 include "arrays.pxi"
+include "caches.pxi"
 include "threads.pxi"
 include "blocks.pxi"
 include "shards.pxi"
@@ -120,7 +121,7 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     job.x = <const float*>cnp.PyArray_DATA(x_in)
     job.y = <float*>cnp.PyArray_DATA(y_rows)
     rows = count_rows(x_in)
-    job.stream = (not accumulate and job.y != job.x and outgrows_cache(2 * rows * job.n, job.n))
+    suit_caches(&job, rows, 2, accumulate or job.y == job.x)
     run(kernels.rms_norm, &job, rows)
     write_back(y, y_rows)
     return result
@@ -259,7 +260,7 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
     job.residual = <float*>cnp.PyArray_DATA(stream_rows)
     job.y = <float*>cnp.PyArray_DATA(y_rows)
     rows = count_rows(x_in)
-    job.stream = job.y != job.x and outgrows_cache(3 * rows * job.n, job.n)
+    suit_caches(&job, rows, 3, job.y == job.x)
     run(kernels.add_rms_norm, &job, rows)
     write_back(stream, stream_rows)
     write_back(y, y_rows)
@@ -307,7 +308,7 @@ def residual_add(residual, x, scale=1.0):
     stream = as_output(residual, "residual", x_in, "x")
     job.n = job.size = last_axis(x_in)
     take_number(&job.scale, scale, "scale")
-    job.factor = NULL
+    job.factor32 = NULL
     x_in = input_rows(apart(x_in, stream), &job.x_stride)
     stream_rows = output_rows(stream, &job.residual_stride)
     job.x = <const float*>cnp.PyArray_DATA(x_in)
@@ -322,7 +323,7 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     """rms_norm_backward, and with sums = (sum_squares, sum_products, size) that of a split row."""
     cdef Job job
     cdef cnp.ndarray x_in = as_array(x, "x"), dy_in = as_array(dy, "dy")
-    cdef cnp.ndarray dx_out, dx_rows, dweight_out = None, dweight_row = None, w = None, factor
+    cdef cnp.ndarray dx_out, dx_rows, dweight_out = None, dweight_row = None, w = None, _factor
     cdef cnp.ndarray squares = None, products = None
     cdef object dx_result = dx, dweight_result = dweight
     cdef float* dweight_data = NULL
@@ -368,16 +369,13 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     job.x = <const float*>cnp.PyArray_DATA(x_in)
     job.dy = <const float*>cnp.PyArray_DATA(dy_in)
     job.dx = <float*>cnp.PyArray_DATA(dx_rows)
-    job.factor = <float*>job.weight
-    if w is not None and double_bits(job.weight_offset) != 0:
-        factor = new_like(w)
-        job.factor = <float*>cnp.PyArray_DATA(factor)
     if dweight_out is not None:
         dweight_row = output_rows(dweight_out, &unused)
         dweight_data = <float*>cnp.PyArray_DATA(dweight_row)
     rows = count_rows(x_in)
-    job.stream = (not job.accumulate and job.dx != job.x and job.dx != job.dy
-                  and outgrows_cache(3 * rows * job.n, job.n))
+    if w is not None:
+        _factor = room_for_factor(&job, rows)   # it lives as long as the call
+    suit_caches(&job, rows, 3, job.accumulate or job.dx == job.x or job.dx == job.dy)
     run_backward(&job, rows, dweight_data, accumulate and dweight is not None)
     write_back(dx_out, dx_rows)
     write_back(dweight_out, dweight_row)
@@ -388,13 +386,32 @@ cdef inline int start_job(Job* job, Py_ssize_t n, object eps, object weight_offs
                           bint accumulate) except -1:
     """Fill in what every normalising job has, with no weight yet."""
     job.n = job.size = n
-    job.stream = False
+    job.stream = job.fetch = False
+    job.ahead = job.pass_rows = 1
     job.squares = job.products = NULL
     take_eps(&job.eps, eps)
     take_number(&job.weight_offset, weight_offset, "weight_offset")
-    job.weight = job.factor = NULL
+    job.weight = job.factor32 = NULL
+    job.factor = NULL
     job.accumulate = accumulate
     return 0
+
+
+cdef cnp.ndarray room_for_factor(Job* job, Py_ssize_t rows):
+    """Memory for what a job multiplies dy by, to the end of a cache line each, where it is not the
+    weight itself: n doubles for more than a row, n floats with an offset."""
+    cdef bint offset = double_bits(job.weight_offset) != 0
+    cdef cnp.npy_intp width = whole_lines(job.n), doubles = width if rows > 1 else 0
+    cdef cnp.npy_intp size = doubles + (width // 2 if offset else 0)
+    cdef cnp.ndarray room = None
+    job.factor32 = <float*>job.weight
+    if size > 0:
+        room = cnp.PyArray_EMPTY(1, &size, cnp.NPY_DOUBLE, 0)
+        if doubles > 0:
+            job.factor = <double*>cnp.PyArray_DATA(room)
+        if offset:
+            job.factor32 = <float*>cnp.PyArray_DATA(room) + 2 * doubles
+    return room
 
 
 def build_info():
@@ -408,7 +425,7 @@ def build_info():
     }
 
 
-use_isa(os.environ.get("FASTRMS_ISA") or available_isas()[-1])
+use_isa(os.environ.get("FASTRMS_ISA") or preferred_isa())
 read_environment()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_run_serially_after_fork)

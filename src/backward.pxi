@@ -3,232 +3,233 @@
 # With g = dy * weight and xhat = x * inv_rms, the gradient of y = xhat * weight is
 #     dx = inv_rms * (g - xhat * mean(g * xhat)),    dweight = sum over rows of dy * xhat
 # (the chain rule through 1 / rms; never 1 / rms**3, which leaves float32 at rms 1e13).
-# Phase one takes the two sums of a row, phase two writes dx while the row is still in cache.
+# Phase one takes the sums of a row, phase two writes dx while the row is still in cache.
+
+# dx = dy / rms * weight - x * slope, with slope = mean / rms**2. In float32 dy / rms is lifted, so
+# that dy / rms * x, a term of dweight, keeps all its bits however small one of them is.
+cdef float LIFT_DY = 2.0 ** 40
+cdef float LOWER_DY = 2.0 ** -40
 
 
-cdef inline float gradient(float* group, const float* dy, const float* x, const float* weight,
-                           float inv_rms, float mean, Py_ssize_t i, bint weighted) noexcept nogil:
-    """One element of dx in float32; dy * xhat joins the group of rows."""
-    cdef float g = dy[i]
-    cdef float xhat = x[i] * inv_rms
-    if weighted:
-        group[i] = group[i] + g * xhat
-        g = g * weight[i]
-    return (g - xhat * mean) * inv_rms
+cdef enum Terms:
+    DROP        # there is no weight
+    ONLY        # this row is all of dweight
+    GROUP       # they join those of other rows, lifted
 
 
-cdef void gradient_few(float* restrict dx, float* restrict group, const float* restrict dy,
-                       const float* restrict x, const float* restrict weight, float inv_rms,
-                       float mean, Py_ssize_t n, bint weighted, bint accumulate) noexcept nogil:
-    """Phase two in float32 for n < 16 floats, as one vector under a mask."""
-    cdef Py_ssize_t k
-    cdef float value
-    for k in range(16):
-        if k < n:
-            value = gradient(group, dy, x, weight, inv_rms, mean, k, weighted)
-            dx[k] = dx[k] + value if accumulate else value
+cdef void start_rows(Row* rows, const Job* job, Py_ssize_t first, Py_ssize_t count,
+                     Py_ssize_t last) noexcept nogil:
+    """Phase one for the rows of a pass. rows (count,) OUT."""
+    cdef RowSums[PASS] sums
+    cdef double[PASS] squares, inv_rms
+    cdef Py_ssize_t r, row, ahead
+    sum_rows(sums, job.dy + first * job.dy_stride, job.x + first * job.x_stride, count, job)
+    for r in range(PASS):
+        squares[r] = sums[r].squares if r < count else 0
+    invert(inv_rms, squares, job)
+    for r in range(count):
+        row = first + r
+        ahead = min(row + job.ahead, last - 1)
+        rows[r].x = job.x + row * job.x_stride
+        rows[r].dy = job.dy + row * job.dy_stride
+        rows[r].dx = job.dx + row * job.dx_stride
+        rows[r].x_ahead = job.x + ahead * job.x_stride
+        rows[r].dy_ahead = job.dy + ahead * job.dy_stride
+        rows[r].inv_rms = inv_rms[r]
+        rows[r].mean = sums[r].products * inv_rms[r] * job.inv_n
+        rows[r].inv32 = <float>inv_rms[r] if job.weight == NULL else <float>inv_rms[r] * LIFT_DY
+        rows[r].slope = <float>(rows[r].mean * inv_rms[r] * inv_rms[r])
+        rows[r].tame = is_tame(&rows[r], &sums[r], job)
 
 
-cdef inline void gradient_lines(float* restrict dx, float* restrict group,
-                                const float* restrict dy, const float* restrict x,
-                                const float* restrict weight, float inv_rms, float mean,
-                                Py_ssize_t n, bint weighted, bint accumulate) noexcept nogil:
-    """Phase two in float32 for whole vectors, n % 16 == 0.
+cdef inline vec gradient(vec* terms, vec dy, vec x, vec factor, vec inv_rms, vec slope,
+                         Terms kind) noexcept nogil:
+    """dx in float32, and the terms of dweight."""
+    dy = dy * inv_rms
+    if kind != DROP:
+        terms[0] = terms[0] + dy * x if kind == GROUP else dy * x * splat(LOWER_DY)
+        dy = dy * splat(LOWER_DY) * factor
+    return dy - x * slope
 
-    dx (n,) OUT, or IN-OUT to accumulate; group (n,) IN-OUT if weighted; dy, x (n,) IN;
-    weight (n,) IN if weighted. Asking for each line 512 bytes ahead takes 0.7 of the time in L2.
+
+cdef void gradient_few(float* terms, const Row* row, Py_ssize_t i, Py_ssize_t last, const Job* job,
+                       Terms kind) noexcept nogil:
+    """Phase two in float32 for the few floats [i, last) before and after whole lines."""
+    cdef vec sum = splat(0), factor = splat(0), value
+    cdef Py_ssize_t count
+    while i < last:
+        count = min(<Py_ssize_t>VEC, last - i)
+        if kind != DROP:
+            factor = take_vec(job.factor32 + i, count)
+        if kind == GROUP:
+            sum = take_vec(terms + i, count)
+        value = gradient(&sum, take_vec(row.dy + i, count), take_vec(row.x + i, count), factor,
+                         splat(row.inv32), splat(row.slope), kind)
+        if job.accumulate:
+            value = take_vec(row.dx + i, count) + value
+        put_vec(row.dx + i, value, count)
+        if kind != DROP:
+            put_vec(terms + i, sum, count)
+        i += count
+
+
+cdef inline void gradient_lines(float* terms, const Row* row, const Row* next, Py_ssize_t i,
+                                Py_ssize_t end, const Job* job, Terms kind, Way way,
+                                bint pair) noexcept nogil:
+    """Phase two in float32 for whole vectors, [i, end) of one row, or of a pair of rows: those
+    share what is read of terms and weight, and written of terms.
+
+    row.dx (n,) OUT, or IN-OUT to ACCUMULATE; terms (n,) OUT, or IN-OUT for a GROUP.
     """
-    cdef Py_ssize_t i, k
-    cdef float value
-    for i in range(0, n - 15, 16):
-        prefetch(dy + i + 128)
-        prefetch(x + i + 128)
-        prefetch_write(dx + i + 128)
-        for k in range(16):
-            value = gradient(group, dy, x, weight, inv_rms, mean, i + k, weighted)
-            dx[i + k] = dx[i + k] + value if accumulate else value
+    cdef vec sum = splat(0), weight = splat(0), value
+    cdef vec inv_rms = splat(row.inv32), slope = splat(row.slope)
+    cdef vec next_inv_rms = splat(next.inv32), next_slope = splat(next.slope)
+    while i < end:
+        if kind != DROP:
+            weight = load(job.factor32 + i)
+        if kind == GROUP:
+            sum = load(terms + i)
+        value = gradient(&sum, load(row.dy + i), load(row.x + i), weight, inv_rms, slope, kind)
+        write(row, i, value, way)
+        if pair:
+            value = gradient(&sum, load(next.dy + i), load(next.x + i), weight, next_inv_rms,
+                             next_slope, kind)
+            write(next, i, value, way)
+        if kind != DROP:
+            store(terms + i, sum)
+        i += VEC
 
 
-cdef inline void stream_gradient(float* restrict dx, float* restrict group,
-                                 const float* restrict dy, const float* restrict x,
-                                 const float* restrict weight, float inv_rms, float mean,
-                                 Py_ssize_t n, const float* dy_ahead, const float* x_ahead,
-                                 bint weighted) noexcept nogil:
-    """gradient_lines past the cache, as stream_lines; the rows `ahead` are fetched meanwhile."""
-    cdef float[16] line
-    cdef Py_ssize_t i, k
-    for i in range(0, n - 15, 16):
-        prefetch(dy_ahead + i)
-        prefetch(x_ahead + i)
-        for k in range(16):
-            line[k] = gradient(group, dy, x, weight, inv_rms, mean, i + k, weighted)
-        stream(dx + i, line)
+cdef inline void write(const Row* row, Py_ssize_t i, vec value, Way way) noexcept nogil:
+    if way == STREAM:
+        stream(row.dx + i, value)
+        prefetch(row.dy_ahead + i)
+        prefetch(row.x_ahead + i)
+    elif way == ACCUMULATE:
+        store(row.dx + i, load(row.dx + i) + value)
+    else:
+        store(row.dx + i, value)
+    if way == FETCH:
+        prefetch_write(row.dx + i + DISTANCE)
+        prefetch(row.dy + i + DISTANCE)
+        prefetch(row.x + i + DISTANCE)
 
 
-cdef double sum_products_wide(const float* dy, const float* x, const Job* job) noexcept nogil:
-    """Sum g * x in float64, in which no product overflows. dy, x (n,) IN."""
-    cdef const float* weight = job.weight
-    cdef double[16] lane
-    cdef double g, sum
-    cdef Py_ssize_t i
-    memset(lane, 0, sizeof(lane))
-    for i in range(job.n):
-        g = dy[i]
-        if weight != NULL:
-            g = g * (job.weight_offset + <double>weight[i])
-        lane[i % LANES] += g * <double>x[i]
-    fold(&sum, lane, 1, False)
-    return sum
+cdef inline void gradient_row(float* terms, const Row* row, const Row* next, const Job* job,
+                              Terms kind, Way way, bint pair) noexcept nogil:
+    """Phase two in float32 for a row or a pair, the first on cache lines as scale_row."""
+    cdef Py_ssize_t n = job.n, i = 0, end
+    if n >= 256 or way == STREAM:
+        i = min(<Py_ssize_t>floats_to_line(row.dx), n)
+    end = i + (n - i) // (LINE if way == STREAM else VEC) * (LINE if way == STREAM else VEC)
+    gradient_few(terms, row, 0, i, job, kind)
+    if pair:
+        gradient_few(terms, next, 0, i, job, kind)
+    gradient_lines(terms, row, next, i, end, job, kind, way, pair)
+    gradient_few(terms, row, end, n, job, kind)
+    if pair:
+        gradient_few(terms, next, end, n, job, kind)
 
 
-cdef void gradient_row_wide(float* dx, double* dweight, const float* dy, const float* x,
-                            double squares, double products, const Job* job) noexcept nogil:
+cdef inline void gradient_by(float* terms, double* dweight, const Row* rows, Py_ssize_t count,
+                             const Job* job, Terms kind, Way way) noexcept nogil:
+    """Phase two for the rows of a pass: those that float32 holds, in pairs, and the others."""
+    cdef Py_ssize_t r = 0
+    cdef bint pairs = kind == GROUP and (way != STREAM or job.dx_stride % LINE == 0)
+    while r < count:
+        if not rows[r].tame:
+            gradient_wide(dweight, rows[r].dx, rows[r].dy, rows[r].x, rows[r].inv_rms,
+                          rows[r].mean, job)
+        elif pairs and r + 1 < count and rows[r + 1].tame:
+            gradient_row(terms, &rows[r], &rows[r + 1], job, kind, way, True)
+            r += 1
+        else:
+            gradient_row(terms, &rows[r], &rows[r], job, kind, way, False)
+        r += 1
+
+
+cdef inline void gradient_kind(float* terms, double* dweight, const Row* rows, Py_ssize_t count,
+                               const Job* job, Terms kind) noexcept nogil:
+    """gradient_by, compiled for each way."""
+    cdef Way way = choose_way(job)
+    if way == STREAM:
+        gradient_by(terms, dweight, rows, count, job, kind, STREAM)
+    elif way == ACCUMULATE:
+        gradient_by(terms, dweight, rows, count, job, kind, ACCUMULATE)
+    elif way == FETCH:
+        gradient_by(terms, dweight, rows, count, job, kind, FETCH)
+    else:
+        gradient_by(terms, dweight, rows, count, job, kind, STORE)
+
+
+cdef void gradient_rows(float* terms, double* dweight, const Row* rows, Py_ssize_t count,
+                        const Job* job, Terms kind) noexcept nogil:
+    if kind == DROP:
+        gradient_kind(terms, dweight, rows, count, job, DROP)
+    elif kind == ONLY:
+        gradient_kind(terms, dweight, rows, count, job, ONLY)
+    else:
+        gradient_kind(terms, dweight, rows, count, job, GROUP)
+
+
+cdef inline void gradient_wide_part(double* dweight, float* dx, const float* dy, const float* x,
+                                    Py_ssize_t i, Py_ssize_t count, wide inv_rms, wide mean,
+                                    const Job* job) noexcept nogil:
+    cdef wide g = take(dy + i, count), xhat = take(x + i, count) * inv_rms
+    if job.weight != NULL:
+        store_wide(dweight + i, load_wide(dweight + i) + g * xhat)
+        g = g * (splat_wide(job.weight_offset) + take(job.weight + i, count))
+    put(dx + i, inv_rms * (g - xhat * mean), count, job.accumulate)
+
+
+cdef void gradient_wide(double* dweight, float* dx, const float* dy, const float* x,
+                        double inv_rms, double mean, const Job* job) noexcept nogil:
     """Phase two in float64, for rows that float32 cannot hold or would cancel in, and split ones.
 
-    dx (n,) OUT or IN-OUT; dweight (n,) IN-OUT, NULL without a weight; dy, x (n,) IN.
+    dweight (n,) IN-OUT, to the end of its last line, NULL without a weight; dx (n,) OUT or IN-OUT;
+    dy, x (n,) IN.
     """
-    cdef const float* weight = job.weight
-    cdef double inv_rms = 1.0 / sqrt(squares * job.inv_n + job.eps)
-    cdef double mean = products * inv_rms * job.inv_n
-    cdef double g, xhat, value
-    cdef float rounded
-    cdef Py_ssize_t i
-    for i in range(job.n):
-        g = dy[i]
-        xhat = x[i] * inv_rms
-        if weight != NULL:
-            dweight[i] += g * xhat
-            g = g * (job.weight_offset + <double>weight[i])
-        value = inv_rms * (g - xhat * mean)
-        rounded = <float>(value if value == value else NAN)
-        dx[i] = dx[i] + rounded if job.accumulate else rounded
+    cdef wide inv = splat_wide(inv_rms), m = splat_wide(mean)
+    cdef Py_ssize_t i = 0
+    while i + WIDE <= job.n:
+        gradient_wide_part(dweight, dx, dy, x, i, WIDE, inv, m, job)
+        i += WIDE
+    if i < job.n:
+        gradient_wide_part(dweight, dx, dy, x, i, job.n - i, inv, m, job)
 
 
-cdef struct Row:
-    const float* dy
-    const float* x
-    const float* dy_ahead       # the row to fetch from memory meanwhile: 8 further
-    const float* x_ahead
-    float* dx
-    float inv_rms
-    float mean
-    bint tame
+cdef void join(double* dweight, const float* group, Py_ssize_t n) noexcept nogil:
+    """dweight += group, lowered, both (n,), and the rest of their last line."""
+    cdef Py_ssize_t i = 0
+    while i < n:
+        store_wide(dweight + i,
+                   load_wide(dweight + i) + widen(group + i) * splat_wide(LOWER_DY))
+        i += WIDE
 
 
-cdef inline Row start_row(const Job* job, Py_ssize_t row, Py_ssize_t last) noexcept nogil:
-    """Phase one for a row, and whether phase two may run in float32."""
-    cdef Row out
-    cdef RowSums sums
-    cdef double[2] folded
-    cdef double inv_rms, mean
-    out.x = job.x + row * job.x_stride
-    out.dy = job.dy + row * job.dy_stride
-    out.dx = job.dx + row * job.dx_stride
-    out.x_ahead = job.x + min(row + 8, last - 1) * job.x_stride
-    out.dy_ahead = job.dy + min(row + 8, last - 1) * job.dy_stride
-    sum_row(&sums, out.dy, out.x, job.factor, job.n)
-    fold(folded, sums.lanes, 2, False)
-    inv_rms = 1.0 / sqrt(folded[0] * job.inv_n + job.eps)
-    mean = folded[1] * inv_rms * job.inv_n
-    out.inv_rms = <float>inv_rms
-    out.mean = <float>mean
-    out.tame = is_tame(&sums, inv_rms, mean)
-    return out
-
-
-cdef inline void gradient_chunk(const Row* row, float* group, Py_ssize_t i, Py_ssize_t width,
-                                const Job* job) noexcept nogil:
-    """Phase two for columns [i, i + width) of one row."""
-    cdef const float* weight = at(job.factor, i)
-    cdef float* dx = row.dx + i
-    cdef const float* dy = row.dy + i
-    cdef const float* x = row.x + i
-    cdef Py_ssize_t head = min(<Py_ssize_t>floats_to_line(dx), width) if job.n > 256 else 0
-    cdef Py_ssize_t body = (width - head) // 16 * 16
-    cdef bint weighted = weight != NULL
-    if head:
-        gradient_few(dx, group, dy, x, weight, row.inv_rms, row.mean, head, weighted,
-                     job.accumulate)
-    if job.stream:
-        stream_gradient(dx + head, group + head, dy + head, x + head, at(weight, head),
-                        row.inv_rms, row.mean, body, row.dy_ahead + i + head,
-                        row.x_ahead + i + head, weighted)
-    elif job.accumulate:
-        gradient_lines(dx + head, group + head, dy + head, x + head, at(weight, head),
-                       row.inv_rms, row.mean, body, weighted, True)
-    else:
-        gradient_lines(dx + head, group + head, dy + head, x + head, at(weight, head),
-                       row.inv_rms, row.mean, body, weighted, False)
-    head += body
-    if head < width:
-        gradient_few(dx + head, group + head, dy + head, x + head, at(weight, head), row.inv_rms,
-                     row.mean, width - head, weighted, job.accumulate)
-
-
-cdef inline void gradient_group(const Row* rows, Py_ssize_t count, const Job* job,
-                                double* dweight, float* out) noexcept nogil:
-    """Phase two for the tame ones of up to 8 rows, column chunk by column chunk.
-
-    A chunk of the group's dweight (2 KB) stays in L1, where a whole row of it (n = 4096) would push
-    x and dy out. It joins dweight (n,) IN-OUT, or is added up in out (n,) OUT, which nothing else
-    shares; both are NULL without a weight.
-    """
-    cdef float[512] space
-    cdef float* group = space
-    cdef Py_ssize_t i = 0, k, row, width = floats_to_line(rows[0].dx) if job.n > 256 else 0
-    while i < job.n:
-        width = min(width if width > 0 else 512, job.n - i)
-        if out != NULL:
-            group = out + i
-        memset(group, 0, width * sizeof(float))
-        for row in range(count):
-            if rows[row].tame:
-                gradient_chunk(&rows[row], group, i, width, job)
-        if dweight != NULL:
-            for k in range(width):
-                dweight[i + k] += <double>group[k]
-        i += width
-        width = 512
-
-
-cdef void row_products(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    """job.products (rows,) OUT; job.dy, job.x (rows, n), job.weight (n,) IN."""
-    cdef Py_ssize_t row
-    for row in range(first, last):
-        job.products[row] = sum_products_wide(job.dy + row * job.dy_stride,
-                                              job.x + row * job.x_stride, job)
-
-
-cdef void scale_backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
-                         double* dweight) noexcept nogil:
-    """backward from both sums over job.size floats, job.squares and job.products (rows,) IN."""
-    cdef Py_ssize_t row
-    for row in range(first, last):
-        gradient_row_wide(job.dx + row * job.dx_stride, dweight, job.dy + row * job.dy_stride,
-                          job.x + row * job.x_stride, job.squares[row], job.products[row], job)
-
-
-cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
-                   double* dweight) noexcept nogil:
+cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last, double* dweight,
+                   float* group) noexcept nogil:
     """Backward. job.dx (rows, n) OUT or IN-OUT; job.dy, job.x (rows, n), job.weight (n,) IN.
 
-    dweight (n,) IN-OUT, NULL without a weight: groups of 8 rows are summed in float32, groups in
-    float64. Its error: 5 u a term and 8 u for a group's sums, 13 u = 7.8e-7 of sum |dy * xhat|.
+    dweight (n,) IN-OUT, group (n,) scratch, both to the end of their last line and NULL without a
+    weight: groups of 8 rows are summed in float32, groups in float64. Error: 3 u a term and 7 u for
+    a group's sums, 10 u = 6e-7 of sum |dy * xhat|.
     """
-    cdef Row[8] rows
-    cdef Py_ssize_t start, row, count
+    cdef Row[PASS] rows
+    cdef Py_ssize_t start, count
     if job.squares != NULL:
         scale_backward(job, first, last, dweight)
         return
     for start in range(first, last, 8):
-        count = min(<Py_ssize_t>8, last - start)
-        for row in range(count):
-            rows[row] = start_row(job, start + row, last)
-            if not rows[row].tame:
-                gradient_row_wide(rows[row].dx, dweight, rows[row].dy, rows[row].x,
-                                  sum_squares_wide(rows[row].x, job.n),
-                                  sum_products_wide(rows[row].dy, rows[row].x, job), job)
-        gradient_group(rows, count, job, dweight, NULL)
+        if group != NULL:
+            memset(group, 0, (job.n + LINE - 1) // LINE * LINE * sizeof(float))
+        while first < min(start + 8, last):
+            count = min(job.pass_rows, min(start + 8, last) - first)
+            start_rows(rows, job, first, count, last)
+            gradient_rows(group, dweight, rows, count, job, DROP if group == NULL else GROUP)
+            first += count
+        if group != NULL:
+            join(dweight, group, job.n)
     if job.stream:
         stream_fence()
 
@@ -240,37 +241,74 @@ cdef bint backward_few(const Job* job, Py_ssize_t count, float* out) noexcept no
     twice the rest of its backward pass.
     """
     cdef Row[8] rows
-    cdef Py_ssize_t row
+    cdef Py_ssize_t row, i
+    start_rows(rows, job, 0, count, count)
     for row in range(count):
-        rows[row] = start_row(job, row, count)
         if not rows[row].tame:
             return False
-    gradient_group(rows, count, job, NULL, out)
+    if out == NULL or count == 1:
+        gradient_rows(out, NULL, rows, count, job, DROP if out == NULL else ONLY)
+        return True
+    memset(out, 0, job.n * sizeof(float))
+    gradient_rows(out, NULL, rows, count, job, GROUP)
+    for i in range(job.n):
+        out[i] = out[i] * LOWER_DY
     return True
 
 
-cdef void add_offset(float* restrict factor, const float* restrict weight, double weight_offset,
-                     Py_ssize_t n) noexcept nogil:
-    """factor = weight_offset + weight, rounded: what backward's float32 rows multiply dy by.
+cdef void row_products(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """job.products (rows,) OUT; job.dy, job.x (rows, n), job.weight (n,) IN."""
+    cdef RowSums sums
+    cdef Py_ssize_t row
+    for row in range(first, last):
+        sum_rows(&sums, job.dy + row * job.dy_stride, job.x + row * job.x_stride, 1, job)
+        job.products[row] = sums.products
 
-    factor (n,) OUT; weight (n,) IN. Forward has no room for this rounding in its 3 ulp.
+
+cdef void scale_backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
+                         double* dweight) noexcept nogil:
+    """backward from both sums over job.size floats, job.squares and job.products (rows,) IN."""
+    cdef Py_ssize_t row
+    cdef double inv_rms
+    for row in range(first, last):
+        inv_rms = 1.0 / sqrt(job.squares[row] * job.inv_n + job.eps)
+        gradient_wide(dweight, job.dx + row * job.dx_stride, job.dy + row * job.dy_stride,
+                      job.x + row * job.x_stride, inv_rms,
+                      job.products[row] * inv_rms * job.inv_n, job)
+
+
+cdef void start_backward(Job* job) noexcept nogil:
+    """What dy is multiplied by, weight_offset + weight, in float64 for phase one and rounded for
+    phase two: where they are not the weight itself.
+
+    job.factor, job.factor32 (n,) OUT; job.weight (n,) IN.
     """
-    cdef Py_ssize_t i
-    for i in range(n):
-        factor[i] = <float>(weight_offset + <double>weight[i])
+    cdef wide value, offset = splat_wide(job.weight_offset)
+    cdef Py_ssize_t i = 0
+    job.by_float64 = choose_path(job.weight, 0, job.n) == BY_FLOAT64
+    if job.factor == NULL and job.factor32 == job.weight:
+        return
+    while i < job.n:
+        value = offset + take(job.weight + i, job.n - i)
+        if job.factor != NULL:
+            store_wide(job.factor + i, value)
+        if job.factor32 != job.weight:
+            narrow(job.factor32 + i, value)
+        i += WIDE
 
 
-cdef void add_block(double* restrict dweight, const double* restrict block,
-                    Py_ssize_t n) noexcept nogil:
-    """dweight += block, both (n,)."""
-    cdef Py_ssize_t i
-    for i in range(n):
-        dweight[i] += block[i]
+cdef void add_block(double* dweight, const double* block, Py_ssize_t n) noexcept nogil:
+    """dweight += block, both (n,), and the rest of their last line."""
+    cdef Py_ssize_t i = 0
+    while i < n:
+        store_wide(dweight + i, load_wide(dweight + i) + load_wide(block + i))
+        i += WIDE
 
 
-cdef void store_dweight(float* restrict out, const double* restrict dweight, Py_ssize_t n,
+cdef void store_dweight(float* out, const double* dweight, Py_ssize_t n,
                         bint accumulate) noexcept nogil:
     """out = dweight, or out += dweight, rounded to float32. out (n,) OUT or IN-OUT."""
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = out[i] + <float>dweight[i] if accumulate else <float>dweight[i]
+    cdef Py_ssize_t i = 0
+    while i < n:
+        put(out + i, load_wide(dweight + i), min(<Py_ssize_t>WIDE, n - i), accumulate)
+        i += WIDE

@@ -1,112 +1,152 @@
-# Backward, phase one: the two sums of a row, and whether phase two may run in float32.
+# Backward, phase one: the sums of a row, and whether phase two may run in float32.
 
-# Rows with a gradient whose squares are outside these bounds go by float64.
-cdef double SMALL_SQUARE = 2.0 ** -100
-cdef double LARGE_SQUARE = 2.0 ** 100
+# A row goes by float64 if its 1 / rms, the largest square of dy / rms or its largest |dx| is beyond
+# these: inside, dy / rms lifted by 2**40 (backward.pxi) is normal, and nothing overflows.
+cdef double SMALL_ROW_INV = 2.0 ** -17
+cdef double LARGE_ROW_INV = 2.0 ** 40
+cdef double SMALL_DX = 2.0 ** -50
+cdef double LARGE_DX = 2.0 ** 100
+cdef double LARGE_SQUARE = 2.0 ** 80
+
+
+cdef enum Factor:
+    NO_WEIGHT
+    WEIGHT
+    PREPARED    # weight_offset + weight in float64, for many rows
+
+
+cdef struct Row:
+    const float* dy
+    const float* x
+    const float* dy_ahead       # the row to fetch from memory meanwhile
+    const float* x_ahead
+    float* dx
+    double inv_rms
+    double mean
+    float inv32             # 1 / rms, lifted by LIFT_DY if there is a weight
+    float slope             # mean / rms**2
+    bint tame
+
 
 cdef struct RowSums:
-    double[32] lanes        # 16 of x * x, 16 of g * x
-    int[16] x_peak          # the bits of the largest tree of x * x: 1 to 8 times the largest x * x
-    int[16] g_peak          # the bits of the largest |g|
-    int[16] dy_peak         # as x_peak, of dy * dy
+    double squares      # of x
+    double products     # of g * x, g = dy * (weight_offset + weight)
+    double dy_peak      # the largest of 16 sums of dy * dy
 
 
-cdef inline void raise_peak(int* peak, float value) noexcept nogil:
-    """Keep the larger of the two sizes, as bits: a NaN is the largest."""
-    cdef int bits = float_bits(value) & 0x7fffffff
-    peak[0] = bits if bits > peak[0] else peak[0]
+cdef struct Lanes:      # 16 a sum: as many as the registers of AVX2 hold
+    wide[SIXTEEN] xx
+    wide[SIXTEEN] gx
+    vec[VECS] yy
 
 
-cdef inline double peak_of(const int* peak) noexcept nogil:
-    cdef Py_ssize_t k
-    cdef int highest = 0
-    for k in range(LANES):
-        highest = peak[k] if peak[k] > highest else highest
-    return bits_float(highest)
+cdef inline void add_16(Lanes* lanes, const float* dy, const float* x, Py_ssize_t i,
+                        Py_ssize_t count, const Job* job, Factor factor) noexcept nogil:
+    """Add 16 floats from column i on, or what is left of them.
 
-
-cdef void add_blocks(RowSums* restrict sums, const float* restrict dy, const float* restrict x,
-                     const float* restrict g, Py_ssize_t n) noexcept nogil:
-    """Add blocks of 128 to the sums. dy, x, g (n,) IN, n a multiple of 128.
-
-    The sums stay in memory, behind a pointer: as locals GCC takes them apart into scalars.
+    x * x and dy * weight are exact, and their sums and the other products rounded to float64;
+    dy * dy, for its size, in float32.
     """
-    cdef Py_ssize_t i, j, k
-    for i in range(0, n - 127, 128):
-        for k in range(LANES):
-            sums.lanes[k] += <double>tree8(x + i + k, x + i + k)
-            sums.lanes[LANES + k] += <double>tree8(g + i + k, x + i + k)
-            raise_peak(&sums.x_peak[k], tree8(x + i + k, x + i + k))
-            raise_peak(&sums.dy_peak[k], tree8(dy + i + k, dy + i + k))
-        for j in range(i, i + 128, 16):
-            for k in range(LANES):
-                raise_peak(&sums.g_peak[k], g[j + k])
+    cdef wide g, x_wide
+    cdef vec y
+    cdef Py_ssize_t j
+    cdef int k
+    for k in range(SIXTEEN):
+        j = i + WIDE * k
+        if count > WIDE * k:
+            g = take(dy + j, count - WIDE * k)
+            x_wide = take(x + j, count - WIDE * k)
+            if factor == PREPARED:
+                g = g * load_wide(job.factor + j)
+            elif factor == WEIGHT:
+                g = g * (splat_wide(job.weight_offset) + take(job.weight + j, count - WIDE * k))
+            lanes.xx[k] = add_product(lanes.xx[k], x_wide, x_wide)
+            lanes.gx[k] = lanes.gx[k] + g * x_wide
+    for k in range(VECS):
+        if count > VEC * k:
+            y = take_vec(dy + i + VEC * k, count - VEC * k)
+            lanes.yy[k] = lanes.yy[k] + y * y
 
 
-cdef void add_rest(RowSums* restrict sums, const float* restrict dy, const float* restrict x,
-                   const float* restrict g, Py_ssize_t n) noexcept nogil:
-    """add_blocks for n < 128 floats."""
-    cdef float[16] xx, gx, dydy
-    cdef float value
-    cdef Py_ssize_t i, k
-    product_rest(xx, x, x, 0, 1, n)
-    product_rest(gx, g, x, 0, 1, n)
-    product_rest(dydy, dy, dy, 0, 1, n)
-    for k in range(LANES):
-        sums.lanes[k] += <double>xx[k]
-        sums.lanes[LANES + k] += <double>gx[k]
-        raise_peak(&sums.x_peak[k], xx[k])
-        raise_peak(&sums.dy_peak[k], dydy[k])
-    for i in range(0, n - 15, 16):
-        for k in range(LANES):
-            raise_peak(&sums.g_peak[k], g[i + k])
-    if n & 15:
-        for k in range(LANES):
-            value = 0
-            if k < n & 15:
-                value = g[(n & ~15) + k]
-            raise_peak(&sums.g_peak[k], value)
+cdef inline void sum_by(RowSums* sums, const float* dy, const float* x, Py_ssize_t rows,
+                        const Job* job, Factor factor) noexcept nogil:
+    """sum_rows, compiled for each factor."""
+    cdef Lanes lanes
+    cdef Py_ssize_t row, i
+    cdef vec y
+    cdef int k
+    for row in range(rows):     # as in sum_squares
+        for k in range(SIXTEEN):
+            lanes.xx[k] = lanes.gx[k] = splat_wide(0)
+        for k in range(VECS):
+            lanes.yy[k] = splat(0)
+        i = 0
+        while i + 16 <= job.n:
+            add_16(&lanes, dy, x, i, 16, job, factor)
+            i += 16
+        if i < job.n:
+            add_16(&lanes, dy, x, i, job.n - i, job, factor)
+        sums[row].squares = fold(lanes.xx, SIXTEEN)
+        sums[row].products = fold(lanes.gx, SIXTEEN)
+        y = lanes.yy[0]
+        for k in range(1, VECS):
+            y = larger(y, lanes.yy[k])
+        sums[row].dy_peak = largest(y)
+        dy += job.dy_stride
+        x += job.x_stride
 
 
-cdef inline void sum_row(RowSums* sums, const float* restrict dy, const float* restrict x,
-                         const float* restrict weight, Py_ssize_t n) noexcept nogil:
-    """Phase one: the sums of a row, chunk by chunk in L1. dy, x, weight (n,) IN.
-
-    A tree of 8 squares bounds the largest of them, so x's peak is almost free.
-    """
-    cdef float[512] g
-    cdef const float* g_now
-    cdef Py_ssize_t i, k, width, whole
-    for k in range(LANES):
-        sums.lanes[k] = sums.lanes[LANES + k] = 0
-        sums.x_peak[k] = sums.g_peak[k] = sums.dy_peak[k] = 0
-    for i in range(0, n, 512):
-        width = min(<Py_ssize_t>512, n - i)
-        whole = width - width % 128
-        g_now = dy + i
-        if weight != NULL:
-            for k in range(width):
-                g[k] = dy[i + k] * weight[i + k]
-            g_now = g
-        add_blocks(sums, dy + i, x + i, g_now, whole)
-        if whole < width:
-            add_rest(sums, dy + i + whole, x + i + whole, g_now + whole, width - whole)
+cdef void sum_rows(RowSums* sums, const float* dy, const float* x, Py_ssize_t rows,
+                   const Job* job) noexcept nogil:
+    """Phase one. sums (rows,) OUT; dy, x (rows, n), job.weight, job.factor (n,) IN."""
+    if job.weight == NULL:
+        sum_by(sums, dy, x, rows, job, NO_WEIGHT)
+    elif job.factor != NULL:
+        sum_by(sums, dy, x, rows, job, PREPARED)
+    else:
+        sum_by(sums, dy, x, rows, job, WEIGHT)
 
 
-cdef inline bint is_tame(const RowSums* sums, double inv_rms,
-                         double mean) noexcept nogil:
+cdef double dx_peak(const Row* row, Py_ssize_t n, const Job* job) noexcept nogil:
+    """The largest |dx| of a row's first n floats, as phase two computes it."""
+    cdef vec g, most = splat(0)
+    cdef vec inv_rms = splat(row.inv32), slope = splat(row.slope)
+    cdef Py_ssize_t i = 0
+    while i < n:
+        g = take_vec(row.dy + i, n - i) * inv_rms
+        if job.weight != NULL:
+            g = g * splat(LOWER_DY) * take_vec(job.factor32 + i, n - i)
+        most = larger(absolute(g - take_vec(row.x + i, n - i) * slope), most)
+        i += VEC
+    return largest(most)
+
+
+cdef double x_peak(const Row* row, Py_ssize_t n) noexcept nogil:
+    """The largest |x| of a row."""
+    cdef vec most = splat(0)
+    cdef Py_ssize_t i = 0
+    while i < n:
+        most = larger(absolute(take_vec(row.x + i, n - i)), most)
+        i += VEC
+    return largest(most)
+
+
+cdef inline bint is_tame(const Row* row, const RowSums* sums, const Job* job) noexcept nogil:
     """Whether float32 gives dx to 2e-6 (33 u) of the row's largest |dx|.
 
-    Let G = max|g|, P = max|xhat| * |mean(g * xhat)|. Then g - xhat * mean is off by at most
-    (2 G + 9 P) u, and by 6 G u for the error of the mean (its roundings taken as independent),
-    while max|dx| / inv_rms >= G - P. P <= G / 2 keeps (2 G + 9 P + 6 G) u <= 33 u (G - P) with
-    room for the last two roundings. xhat's peak is a tree's, no smaller than max|xhat|**2 and up
-    to 8 times that. With g's from trees too, 4.6 % of normal rows of 128 went by float64.
+    Let D = max |dx|, P = max |x * slope|, G = max |g / rms| <= D + P. Float32 is off by at most
+    4 G u (1 / rms, weight_offset + weight, two products), 2 P u (slope, product) and D u
+    (difference): (5 D + 6 P) u in all, which P <= 4 D keeps below 30 u D. Any few elements give
+    a D that is large enough, and sum(x**2) is no smaller than max |x|**2: that does unless the
+    gradient lies along x. Where it does not, all elements are looked at.
     """
-    cdef double xhat_peak = peak_of(sums.x_peak) * inv_rms * inv_rms
-    cdef double g_peak = peak_of(sums.g_peak), dy_peak = peak_of(sums.dy_peak)
-    return (SMALL_INV <= inv_rms <= LARGE_INV
-            and SMALL_SQUARE <= g_peak * g_peak <= LARGE_SQUARE
-            and SMALL_SQUARE <= dy_peak <= LARGE_SQUARE
-            and SMALL_SQUARE <= xhat_peak
-            and xhat_peak * mean * mean * 4 <= g_peak * g_peak)
+    cdef double d, slope = row.slope
+    if job.by_float64 or not SMALL_ROW_INV <= row.inv_rms <= LARGE_ROW_INV:
+        return False
+    if not sums.dy_peak * row.inv_rms * row.inv_rms <= LARGE_SQUARE:
+        return False
+    d = dx_peak(row, min(<Py_ssize_t>16, job.n), job)
+    if SMALL_DX <= d <= LARGE_DX and sums.squares * slope * slope <= 16 * d * d:
+        return True
+    d = dx_peak(row, job.n, job)
+    return SMALL_DX <= d <= LARGE_DX and x_peak(row, job.n) * fabs(slope) <= 4 * d

@@ -14,8 +14,11 @@ cdef struct Blocks:
     Py_ssize_t count
     Py_ssize_t group        # blocks that run side by side, each with a sum of its own
     int threads
+    # Each row of these is of `width` elements: n, and the rest of its last cache line.
+    Py_ssize_t width
     double* dweight         # (n,) IN-OUT: the blocks' sums in order; NULL without a weight
     double* sums            # (group, n); (1, n) on one thread; dweight itself for a single block
+    float* scratch          # (group, n) for the kernel; (1, n) on one thread
 
 
 cdef int run_backward(Job* job, Py_ssize_t rows, float* dweight, bint accumulate) except -1:
@@ -36,15 +39,18 @@ cdef int run_in_blocks(const Job* job, Py_ssize_t rows, float* dweight,
                        bint accumulate) except -1:
     """Backward in row blocks, each with a partial sum of dweight; it is stored last of all."""
     cdef Blocks blocks = cut_blocks(rows, job.n)
-    cdef Py_ssize_t sums = 0 if blocks.count <= 1 else 1 if blocks.threads == 1 else blocks.group
+    cdef Py_ssize_t at_once = 1 if blocks.threads == 1 else blocks.group
+    cdef Py_ssize_t sums = 0 if blocks.count <= 1 else at_once
+    cdef Py_ssize_t each = (1 + sums) * sizeof(double) + at_once * sizeof(float)
     cdef double* memory = NULL
     cdef fp_state state
     if dweight != NULL:
-        memory = <double*>PyMem_RawCalloc(job.n, (1 + sums) * sizeof(double))
+        memory = <double*>PyMem_RawCalloc(blocks.width, each)
         if memory == NULL:
-            raise MemoryError(f"dweight needs {(1 + sums) * 8} bytes * {job.n} of scratch")
+            raise MemoryError(f"dweight needs {each} bytes * {job.n} of scratch")
         blocks.dweight = memory
-        blocks.sums = memory + (job.n if sums else 0)
+        blocks.sums = memory + (blocks.width if sums else 0)
+        blocks.scratch = <float*>(memory + blocks.width * (1 + sums))
     try:
         if rows * job.n < min(RELEASE_GIL, parallel_from):
             run_blocks(job, &blocks, 0, blocks.count, 0, blocks.size)
@@ -67,7 +73,9 @@ cdef inline Blocks cut_blocks(Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
     blocks.threads = <int>min(<Py_ssize_t>threads_for(rows * n), max(1, blocks.count))
     blocks.group = max(1, piece_rows(n) // blocks.size // blocks.threads) * blocks.threads
     blocks.group = min(blocks.group, blocks.count)
+    blocks.width = whole_lines(n)
     blocks.dweight = blocks.sums = NULL
+    blocks.scratch = NULL
     return blocks
 
 
@@ -93,12 +101,12 @@ cdef struct Turn:
 cdef void run_blocks(const Job* job, const Blocks* blocks, Py_ssize_t first, Py_ssize_t last,
                      Py_ssize_t row, Py_ssize_t count) noexcept nogil:
     """Rows [row, row + count) of the blocks [first, last); a block that ends joins dweight."""
-    cdef Py_ssize_t b, n = job.n if blocks.sums != NULL else 0
+    cdef Py_ssize_t b
     cdef bint ends = blocks.sums != blocks.dweight and row + count >= blocks.size
     cdef Turn turn
     if blocks.threads == 1:
         for b in range(first, last):
-            run_block(job, blocks, b, row, count, blocks.sums)
+            run_block(job, blocks, b, 0, row, count)
             if ends:
                 add_sum(job, blocks, blocks.sums)
         return
@@ -106,24 +114,28 @@ cdef void run_blocks(const Job* job, const Blocks* blocks, Py_ssize_t first, Py_
     pool_run(run_turn, &turn, last - first, blocks.threads, is_brief(blocks.rows * job.n))
     if ends:
         for b in range(last - first):
-            add_sum(job, blocks, blocks.sums + b * n)
+            add_sum(job, blocks, blocks.sums + b * blocks.width)
 
 
 cdef void run_turn(const void* call, long item) noexcept nogil:
     cdef const Turn* turn = <const Turn*>call
-    cdef Py_ssize_t n = turn.job.n if turn.blocks.sums != NULL else 0
-    run_block(turn.job, turn.blocks, turn.first + item, turn.row, turn.count,
-              turn.blocks.sums + item * n)
+    run_block(turn.job, turn.blocks, turn.first + item, item, turn.row, turn.count)
 
 
-cdef void run_block(const Job* job, const Blocks* blocks, Py_ssize_t b, Py_ssize_t row,
-                    Py_ssize_t count, double* sums) noexcept nogil:
+cdef void run_block(const Job* job, const Blocks* blocks, Py_ssize_t b, Py_ssize_t item,
+                    Py_ssize_t row, Py_ssize_t count) noexcept nogil:
+    """Some rows of block b, which is number `item` of those that run side by side."""
+    cdef double* sums = NULL
+    cdef float* scratch = NULL
     cdef Py_ssize_t start = b * blocks.size
     cdef Py_ssize_t last = min(blocks.rows, start + min(blocks.size, row + count))
     cdef fp_state state = default_fp_state()
-    if row == 0 and sums != blocks.dweight:
-        memset(sums, 0, job.n * sizeof(double))
-    kernels.backward(job, start + row, last, sums)
+    if blocks.dweight != NULL:
+        sums = blocks.sums + item * blocks.width
+        scratch = blocks.scratch + item * blocks.width
+        if row == 0 and sums != blocks.dweight:
+            memset(sums, 0, blocks.width * sizeof(double))
+    kernels.backward(job, start + row, last, sums, scratch)
     restore_fp_state(state)
 
 

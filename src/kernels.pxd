@@ -8,7 +8,8 @@ ctypedef struct Job:
     const float* x          # (rows, n) IN
     const float* dy         # (rows, n) IN
     const float* weight     # (n,) IN, or NULL: the factor is 1
-    float* factor           # (n,) OUT, backward's weight_offset + weight; or weight itself, NULL
+    double* factor          # (n,) OUT, backward's weight_offset + weight; NULL for a few rows
+    float* factor32         # (n,) OUT, the same rounded; or weight itself, NULL without one
     double* squares         # (rows,) sums of x**2, OUT or IN; NULL if the job takes its own
     double* products        # (rows,) sums of dy * (weight_offset + weight) * x, likewise
     Py_ssize_t y_stride
@@ -23,12 +24,17 @@ ctypedef struct Job:
     double weight_offset
     double scale
     bint accumulate
+    bint by_float64         # OUT: backward's factor is too large for float32
+    # How the job suits this machine's caches. No bit depends on it.
     bint stream             # y or dx outgrows the cache: write it past the cache
+    bint fetch              # else ask for its lines before they are written
+    Py_ssize_t ahead        # to stream: the row to fetch meanwhile is so many further on
+    Py_ssize_t pass_rows    # 1 to 8: rows that are summed before the first of them is scaled
 
 ctypedef void (*rows_kernel)(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil
 
 ctypedef struct Table:
-    # inv_n OUT, and factor OUT where it is not weight: what a job has to be computed
+    # inv_n OUT; for backward factor, factor32, by_float64 too: what a job has to be computed
     void (*start)(Job* job) noexcept nogil
     rows_kernel rms_norm
     rows_kernel add_rms_norm
@@ -36,9 +42,9 @@ ctypedef struct Table:
     rows_kernel row_squares
     rows_kernel row_products
     rows_kernel rms_scale
-    # dweight and out are (n,), IN-OUT and OUT, NULL without a weight
-    void (*backward)(const Job* job, Py_ssize_t first, Py_ssize_t last,
-                     double* dweight) noexcept nogil
+    # dweight (n,) IN-OUT, group (n,) scratch; out (n,) OUT: all NULL without a weight
+    void (*backward)(const Job* job, Py_ssize_t first, Py_ssize_t last, double* dweight,
+                     float* group) noexcept nogil
     bint (*backward_few)(const Job* job, Py_ssize_t count, float* out) noexcept nogil
     void (*add_block)(double* dweight, const double* block, Py_ssize_t n) noexcept nogil
     void (*store_dweight)(float* out, const double* dweight, Py_ssize_t n,

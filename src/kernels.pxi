@@ -7,24 +7,53 @@
 # be its own input, since every element is loaded before the same element is stored.
 
 from cpython.pycapsule cimport PyCapsule_New
-from libc.math cimport INFINITY, NAN, sqrt
+from libc.math cimport INFINITY, fabs, sqrt
 from libc.string cimport memset
 
 from kernels cimport Job, Table
 
 cdef extern from "machine.h" nogil:
     const char* FLAGS "FASTRMS_FLAGS"
-    int float_bits(float value)
-    float bits_float(int bits)
     void prefetch(const float* address)
     void prefetch_write(const float* address)
-    void stream(float* line, const float* values)
-    void stream_fence()
     long floats_to_line(const float* address)
 
+cdef extern from "simd.h" nogil:
+    ctypedef float vec
+    ctypedef double wide
+    enum:
+        VEC     # floats in a vec
+        WIDE    # doubles in a wide
+        LANES   # 32, of a long sum
+        WIDES   # LANES // WIDE
+        SIXTEEN "(16 / WIDE)"   # what 16 lanes of doubles take
+        VECS "(16 / VEC)"       # what 16 lanes of floats take
+    vec splat(float value)
+    wide splat_wide(double value)
+    vec load(const float* source)
+    void store(float* target, vec value)
+    wide load_wide(const double* source)
+    void store_wide(double* target, wide value)
+    wide widen(const float* source)
+    wide widen_half(vec value, int number)
+    void narrow(float* target, wide value)
+    vec load_part(const float* source, long count)
+    void store_part(float* target, vec value, long count)
+    wide widen_part(const float* source, long count)
+    void narrow_part(float* target, wide value, long count)
+    void stream(float* target, vec value)
+    void stream_fence()
+    wide add_product(wide sum, wide a, wide b)
+    wide root(wide value)
+    double total(wide value)
+    vec absolute(vec value)
+    vec larger(vec a, vec b)
+    float largest(vec value)
+
 cdef enum:
-    LANES = 16     # one AVX-512 vector, two of AVX, four of SSE or NEON
-    GROUP = 8      # short rows at a time, so that one's root and division hide behind others' sums
+    LINE = 16       # floats in a cache line
+    DISTANCE = 128  # floats from a line that is written to the one that is asked for
+    PASS = 8        # rows at most that are summed before the first of them is scaled
 
 
 cdef inline const float* at(const float* array, Py_ssize_t i) noexcept nogil:
@@ -32,6 +61,37 @@ cdef inline const float* at(const float* array, Py_ssize_t i) noexcept nogil:
     if array == NULL:
         return NULL
     return array + i
+
+
+cdef inline vec take_vec(const float* source, Py_ssize_t count) noexcept nogil:
+    """At most VEC floats."""
+    return load(source) if count >= VEC else load_part(source, count)
+
+
+cdef inline void put_vec(float* target, vec value, Py_ssize_t count) noexcept nogil:
+    if count >= VEC:
+        store(target, value)
+    else:
+        store_part(target, value, count)
+
+
+cdef inline wide take(const float* source, Py_ssize_t count) noexcept nogil:
+    """At most WIDE floats as doubles."""
+    return widen(source) if count >= WIDE else widen_part(source, count)
+
+
+cdef inline void put(float* target, wide value, Py_ssize_t count, bint accumulate) noexcept nogil:
+    """Round at most WIDE doubles to float32, and store them or add them to what is there."""
+    cdef float[WIDE] rounded
+    cdef Py_ssize_t k
+    if accumulate:
+        narrow(rounded, value)
+        for k in range(count):
+            target[k] = target[k] + rounded[k]
+    elif count >= WIDE:
+        narrow(target, value)
+    else:
+        narrow_part(target, value, count)
 
 
 include "sums.pxi"
@@ -43,10 +103,11 @@ include "backward.pxi"
 
 
 cdef void start(Job* job) noexcept nogil:
-    """What a job has to be computed: 1 / size, and backward's factor if it is not the weight."""
+    """What a job has to be computed."""
     job.inv_n = 1.0 / job.size
-    if job.factor != NULL and job.factor != job.weight:
-        add_offset(job.factor, job.weight, job.weight_offset, job.n)
+    job.by_float64 = False
+    if job.factor32 != NULL:
+        start_backward(job)
 
 
 cdef Table TABLE = Table(start, rms_norm, add_rms_norm, residual_add, row_squares, row_products,

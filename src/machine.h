@@ -1,5 +1,4 @@
-/* What Cython cannot say: which CPU this is, what its caches and its arithmetic are to do, the bits
- * of a float. It knows nothing of RMSNorm and refuses to hold arithmetic of its own.
+/* What Cython cannot say: which CPU this is, what its caches and its arithmetic are to do. It knows nothing of RMSNorm and refuses to hold arithmetic of its own.
  */
 #ifndef FASTRMS_MACHINE_H
 #define FASTRMS_MACHINE_H
@@ -10,20 +9,6 @@
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
-
-/* IEEE bits as an integer, and back: for non-negative floats integer order is float order, and GCC
- * vectorises an integer maximum (a float one only under -ffinite-math-only). */
-static inline int32_t float_bits(float value) {
-    int32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
-static inline float bits_float(int32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
 
 static inline int64_t double_bits(double value) {
     int64_t bits;
@@ -88,39 +73,20 @@ static inline void prefetch_write(const float *address) {
 #endif
 }
 
-/* Write one 64-byte line, past the caches and without reading it first. `line` is aligned to it. */
-static inline void stream(float *restrict line, const float *restrict values) {
-#if defined(__AVX512F__)
-    _mm512_stream_ps(line, _mm512_loadu_ps(values));
-#elif defined(__AVX__)
-    _mm256_stream_ps(line, _mm256_loadu_ps(values));
-    _mm256_stream_ps(line + 8, _mm256_loadu_ps(values + 8));
-#elif defined(__SSE2__)
-    for (int k = 0; k < 16; k += 4) _mm_stream_ps(line + k, _mm_loadu_ps(values + k));
-#else
-    memcpy(line, values, 64);
-#endif
-}
-
-/* Order streamed lines before whatever this thread does next. */
-static inline void stream_fence(void) {
-#ifdef __SSE2__
-    _mm_sfence();
-#endif
-}
-
 /* How many floats of `address` come before its first whole cache line. */
 static inline long floats_to_line(const float *address) {
     return (long)((64 - ((uintptr_t)address & 63)) & 63) / 4;
 }
 
-/* The size of the last-level cache in bytes; 32 MiB where the system does not say. */
-static inline long last_level_cache(void) {
+/* The size of a cache in bytes (of level 1, for data), or what is usual where the system does not
+ * say. */
+static inline long cache_size(int level) {
     long size = 0;
-#ifdef _SC_LEVEL3_CACHE_SIZE
-    size = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+    size = sysconf(level == 1 ? _SC_LEVEL1_DCACHE_SIZE
+                   : level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE);
 #endif
-    return size > 0 ? size : 32L << 20;
+    return size > 0 ? size : level == 1 ? 32L << 10 : level == 2 ? 512L << 10 : 32L << 20;
 }
 
 /* The flags that setup.py compiled this module with, for `fastrms info`. */
@@ -143,12 +109,31 @@ static inline int cpu_has_v3(void) {
 #endif
 }
 
+static inline int cpu_is_intel(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("intel") != 0;
+#else
+    return 0;
+#endif
+}
+
 static inline int cpu_has_v4(void) {
 #if defined(__x86_64__) && defined(__GNUC__)
     __builtin_cpu_init();
     return cpu_has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
         && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq")
         && __builtin_cpu_supports("avx512vl");
+#else
+    return 0;
+#endif
+}
+
+/* Zen 4, the one AMD CPU of its family with AVX-512. */
+static inline int cpu_halves_v4(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amdfam19h") != 0;
 #else
     return 0;
 #endif

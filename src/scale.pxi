@@ -1,207 +1,199 @@
 # The second pass of forward: y = x * inv_rms * weight, by the path that suits the weight.
 
 # x / rms may be subnormal, for an element far below its row's rms or under a large eps. A weight
-# above 4 would then scale up the bits that it lost, so 1 / rms is lifted by 2**63 before the
+# above 2 would then scale up the bits that it lost, so 1 / rms is lifted by 2**63 before the
 # products and the result lowered after them. Above 2**44 a weight could overflow on the way.
-cdef float PLAIN_WEIGHT = 4.0
+cdef float PLAIN_WEIGHT = 2.0
 cdef float LIFTED_WEIGHT = 2.0 ** 44
 cdef float LIFT = 2.0 ** 63
 cdef float LOWER = 2.0 ** -63
-# Rows with 1 / rms outside these bounds go by float64: inside, no product in float32 can overflow
-# or lose bits that count.
-cdef double SMALL_INV = LARGE_MEAN ** -0.5
-cdef double LARGE_INV = SMALL_MEAN ** -0.5
+# Rows with 1 / rms outside these bounds go by float64: inside it is a normal float32, lifted too.
+cdef double SMALL_INV = 2.0 ** -126
+cdef double LARGE_INV = 2.0 ** 64
 
 
 cdef enum Path:
     UNWEIGHTED
-    PLAIN       # every |weight| is at most 4
+    PLAIN       # every |weight| is at most 2
     LIFTED      # at most 2**44
-    WIDE        # larger; or there is a weight_offset: by float64
+    BY_FLOAT64  # larger; or there is a weight_offset
 
 
-cdef Path choose_path(const float* restrict weight, double weight_offset,
-                      Py_ssize_t n) noexcept nogil:
+cdef enum Way:
+    STORE
+    FETCH       # and ask for the lines to come
+    STREAM      # past the cache, and ask for the row ahead meanwhile
+    ACCUMULATE  # add to what is there
+
+
+cdef inline Way choose_way(const Job* job) noexcept nogil:
+    if job.accumulate:
+        return ACCUMULATE
+    if job.stream:
+        return STREAM
+    return FETCH if job.fetch else STORE
+
+
+cdef Path choose_path(const float* weight, double weight_offset, Py_ssize_t n) noexcept nogil:
     """How this weight is to be multiplied, for a whole job. weight (n,) IN, or NULL.
 
-    An Inf or NaN in it has no say: every path passes it on. All bits together are no smaller than
-    those of any weight: one instruction a vector, which is enough where all are below 2. Read on
-    cache lines, as rows are written: 0.93 of the time of a call at 1 x 4096.
+    An Inf or NaN in it has no say: every path passes it on.
     """
-    cdef int bits, together = 0, highest = 0, infinity = 0x7f800000
-    cdef Py_ssize_t i, head
+    cdef vec[4] most
+    cdef Py_ssize_t i = 0, k
+    cdef float highest
     if weight == NULL:
         return UNWEIGHTED
     if weight_offset != 0:
-        return WIDE
-    head = floats_to_line(weight) if n >= 256 else 0
-    for i in range(head):
-        together |= float_bits(weight[i])
-    for i in range(head, n):
-        together |= float_bits(weight[i])
-    if together & 0x7fffffff <= float_bits(PLAIN_WEIGHT):
+        return BY_FLOAT64
+    for k in range(4):
+        most[k] = splat(0)
+    while i + 4 * VEC <= n:
+        for k in range(4):
+            most[k] = larger(absolute(load(weight + i + VEC * k)), most[k])
+        i += 4 * VEC
+    while i + VEC <= n:
+        most[0] = larger(absolute(load(weight + i)), most[0])
+        i += VEC
+    if i < n:
+        most[0] = larger(absolute(load_part(weight + i, n - i)), most[0])
+    highest = largest(larger(larger(most[0], most[1]), larger(most[2], most[3])))
+    if highest == INFINITY:
+        highest = 0
+        for i in range(n):
+            if highest < fabs(weight[i]) < INFINITY:
+                highest = <float>fabs(weight[i])
+    if highest <= PLAIN_WEIGHT:
         return PLAIN
-    for i in range(n):
-        bits = float_bits(weight[i]) & 0x7fffffff
-        bits = bits if bits < infinity else 0
-        highest = bits if bits > highest else highest
-    if highest <= float_bits(PLAIN_WEIGHT):
-        return PLAIN
-    return LIFTED if highest <= float_bits(LIFTED_WEIGHT) else WIDE
+    return LIFTED if highest <= LIFTED_WEIGHT else BY_FLOAT64
 
 
-cdef inline float scaled(const float* x, const float* weight, float inv_rms, Py_ssize_t i,
-                         Path path) noexcept nogil:
-    """One element of y in float32: 1 u for inv_rms, 1 u a product. A lift changes no bits."""
-    cdef float value = x[i] * inv_rms
-    if path != UNWEIGHTED:
-        value = value * weight[i]
+cdef inline vec scaled(vec x, vec weight, vec inv_rms, Path path) noexcept nogil:
+    """y in float32: 1 u for inv_rms, 1 u a product. A lift changes no bits."""
+    if path == UNWEIGHTED:
+        return x * inv_rms
     if path == LIFTED:
-        value = value * LOWER
-    return value
+        return x * inv_rms * weight * splat(LOWER)
+    return x * inv_rms * weight
 
 
-cdef void scale_few(float* restrict y, const float* restrict x, const float* restrict weight,
-                    float inv_rms, Py_ssize_t n, Path path, bint accumulate) noexcept nogil:
-    """Scale n < 16 floats, as one vector under a mask."""
-    cdef Py_ssize_t k
-    for k in range(16):
-        if k < n:
-            if accumulate:
-                y[k] = y[k] + scaled(x, weight, inv_rms, k, path)
-            else:
-                y[k] = scaled(x, weight, inv_rms, k, path)
+cdef void scale_few(float* y, const float* x, const float* weight, float inv_rms, Py_ssize_t n,
+                    Path path, bint accumulate) noexcept nogil:
+    """y = x * inv_rms * weight for the few floats before and after whole lines.
 
-
-cdef inline void scale_lines(float* restrict y, const float* restrict x,
-                             const float* restrict weight, float inv_rms, Py_ssize_t n,
-                             const float* ahead, Path path, bint accumulate,
-                             bint fetch) noexcept nogil:
-    """Scale whole vectors, n % 16 == 0; each line of y is asked for 512 bytes ahead, and the row
-    `ahead` if it is to be fetched.
+    y (n,) OUT, or IN-OUT to accumulate; x (n,) IN; weight (n,) IN unless UNWEIGHTED.
     """
-    cdef Py_ssize_t i, k
-    for i in range(0, n - 15, 16):
-        prefetch_write(y + i + 128)
-        if fetch:
-            prefetch(ahead + i)
-        for k in range(16):
-            if accumulate:
-                y[i + k] = y[i + k] + scaled(x, weight, inv_rms, i + k, path)
-            else:
-                y[i + k] = scaled(x, weight, inv_rms, i + k, path)
-
-
-cdef inline void stream_lines(float* restrict y, const float* restrict x,
-                              const float* restrict weight, float inv_rms, Py_ssize_t n,
-                              const float* ahead, Path path) noexcept nogil:
-    """Scale for a y that outgrows the cache: its lines are not read before they are written, and
-    the row `ahead` is fetched meanwhile. y is on a cache line, n % 16 == 0.
-
-    Of np.copyto's speed at 4096 x 4096: 0.78 as scale_lines, 0.99 streamed, 1.33 with the fetch. In
-    cache it is half as fast as those, so the door asks for it by size.
-    """
-    cdef float[16] line
-    cdef Py_ssize_t i, k
-    for i in range(0, n - 15, 16):
-        prefetch(ahead + i)
-        for k in range(16):
-            line[k] = scaled(x, weight, inv_rms, i + k, path)
-        stream(y + i, line)
+    cdef Py_ssize_t i = 0, count
+    cdef vec value, factor = splat(0)
+    while i < n:
+        count = min(<Py_ssize_t>VEC, n - i)
+        if path != UNWEIGHTED:
+            factor = take_vec(weight + i, count)
+        value = scaled(take_vec(x + i, count), factor, splat(inv_rms), path)
+        if accumulate:
+            value = take_vec(y + i, count) + value
+        put_vec(y + i, value, count)
+        i += VEC
 
 
 cdef inline void scale_row(float* y, const float* x, const float* weight, float inv_rms,
-                           Py_ssize_t n, const float* ahead, Path path, bint streamed,
-                           bint accumulate) noexcept nogil:
-    """y = x * inv_rms * weight in float32.
+                           Py_ssize_t n, const float* ahead, Path path, Way way) noexcept nogil:
+    """y = x * inv_rms * weight. y (n,) OUT, or IN-OUT to ACCUMULATE; x, ahead (n,) IN.
 
-    y (n,) OUT, or IN-OUT to accumulate; x (n,) IN; weight (n,) IN, unless the path is UNWEIGHTED.
     The first floats go alone if that puts y on cache lines: NumPy's large arrays start 16 bytes
     past one, and stores (mostly loads too) that straddle two lines cost 1.2 to 1.5 times in cache.
     """
-    cdef Py_ssize_t head = 0, body
-    if n >= 256 or streamed:
-        head = min(<Py_ssize_t>floats_to_line(y), n)
-    body = (n - head) // 16 * 16
-    if head:
-        scale_few(y, x, weight, inv_rms, head, path, accumulate)
-    if streamed:
-        stream_lines(y + head, x + head, at(weight, head), inv_rms, body, ahead + head, path)
-    elif accumulate:
-        scale_lines(y + head, x + head, at(weight, head), inv_rms, body, NULL, path, True, False)
-    elif ahead != NULL:
-        scale_lines(y + head, x + head, at(weight, head), inv_rms, body, ahead, path, False, True)
-    else:
-        scale_lines(y + head, x + head, at(weight, head), inv_rms, body, NULL, path, False, False)
-    head += body
-    if head < n:
-        scale_few(y + head, x + head, at(weight, head), inv_rms, n - head, path, accumulate)
+    cdef Py_ssize_t i = 0, end
+    cdef vec value, inv = splat(inv_rms), factor = splat(0)
+    if n >= 256 or way == STREAM:
+        i = min(<Py_ssize_t>floats_to_line(y), n)
+        scale_few(y, x, weight, inv_rms, i, path, way == ACCUMULATE)
+    end = i + (n - i) // LINE * LINE if way == STREAM else n - VEC + 1
+    while i < end:
+        if path != UNWEIGHTED:
+            factor = load(weight + i)
+        value = scaled(load(x + i), factor, inv, path)
+        if way == STREAM:
+            stream(y + i, value)
+            prefetch(ahead + i)
+        elif way == ACCUMULATE:
+            store(y + i, load(y + i) + value)
+        else:
+            store(y + i, value)
+        if way == FETCH:
+            prefetch_write(y + i + DISTANCE)
+        i += VEC
+    if i < n:
+        scale_few(y + i, x + i, at(weight, i), inv_rms, n - i, path, way == ACCUMULATE)
 
 
-cdef void scale_row_wide(float* y, const float* x, const float* weight, double inv_rms,
-                         double weight_offset, Py_ssize_t n, bint accumulate) noexcept nogil:
-    """scale_row in float64, rounded once: for 1 / rms at float32's edges, and 1 + weight exactly.
-
-    NaN comes out as one bit pattern, whichever operand order the compiler chose.
-    """
-    cdef Py_ssize_t i
-    cdef double value
-    cdef float rounded
-    for i in range(n):
-        value = <double>x[i] * inv_rms
-        if weight != NULL:
-            value = value * (weight_offset + <double>weight[i])
-        rounded = <float>(value if value == value else NAN)
-        y[i] = y[i] + rounded if accumulate else rounded
-
-
-cdef inline void scale_short(float* restrict y, const float* restrict x,
-                             const float* restrict weight, const double* restrict inv_rms,
-                             Py_ssize_t y_stride, Py_ssize_t x_stride, Py_ssize_t rows,
-                             Py_ssize_t n, float lift, Path path, bint accumulate) noexcept nogil:
-    """scale_row for a few rows of at least 16 floats, not streamed.
-
-    y (rows, n) OUT, or IN-OUT to accumulate; x (rows, n), weight (n,), inv_rms (rows,) IN. A row's
-    last 16 floats are computed first and stored last, over some that are there already: a store
-    under a mask, and the next row's beside it, took twice as long as a row of 100 does now. The
-    group of rows that follows is fetched meanwhile (0.96 of the time at 400 x 100, in L2).
-    """
-    cdef float[16] last
-    cdef const float* x_row
-    cdef float* y_row
-    cdef float inv
-    cdef Py_ssize_t row, i, k, end = n - 16
+cdef inline void scale_by(float* y, const float* x, Py_ssize_t x_stride, const double* inv_rms,
+                          const float* ahead, Py_ssize_t rows, const Job* job, Path path,
+                          Way way) noexcept nogil:
+    """scale_row for the rows of a pass, those that float32 holds; the others in float64."""
+    cdef Py_ssize_t row
     for row in range(rows):
-        inv = <float>inv_rms[row] * lift
-        y_row = y + row * y_stride
-        x_row = x + row * x_stride
-        if n & 15:
-            for k in range(LANES):
-                last[k] = scaled(x_row, weight, inv, end + k, path)
-                if accumulate:
-                    last[k] = y_row[end + k] + last[k]
-        for i in range(0, n - 15, 16):
-            prefetch_write(y_row + i + 128)
-            prefetch(x_row + 8 * x_stride + i)
-            for k in range(LANES):
-                if accumulate:
-                    y_row[i + k] = y_row[i + k] + scaled(x_row, weight, inv, i + k, path)
-                else:
-                    y_row[i + k] = scaled(x_row, weight, inv, i + k, path)
-        if n & 15:
-            for k in range(LANES):
-                y_row[end + k] = last[k]
+        if not SMALL_INV <= inv_rms[row] <= LARGE_INV:
+            scale_wide(y, x, inv_rms[row], job, way == ACCUMULATE)
+        elif path == LIFTED:
+            scale_row(y, x, job.weight, <float>inv_rms[row] * LIFT, job.n, ahead, path, way)
+        else:
+            scale_row(y, x, job.weight, <float>inv_rms[row], job.n, ahead, path, way)
+        y += job.y_stride
+        x += x_stride
+        ahead += job.x_stride
 
 
-cdef void scale_group(float* restrict y, const float* restrict x, const float* restrict weight,
-                      const double* restrict inv_rms, Py_ssize_t y_stride, Py_ssize_t x_stride,
-                      Py_ssize_t rows, Py_ssize_t n, Path path, bint accumulate) noexcept nogil:
-    """scale_short by one of the paths in float32."""
-    if path == LIFTED:
-        scale_short(y, x, weight, inv_rms, y_stride, x_stride, rows, n, LIFT, LIFTED, accumulate)
-    elif path == UNWEIGHTED:
-        scale_short(y, x, weight, inv_rms, y_stride, x_stride, rows, n, 1, UNWEIGHTED, accumulate)
-    elif accumulate:
-        scale_short(y, x, weight, inv_rms, y_stride, x_stride, rows, n, 1, PLAIN, True)
+cdef inline void scale_path(float* y, const float* x, Py_ssize_t x_stride, const double* inv_rms,
+                            const float* ahead, Py_ssize_t rows, const Job* job, Path path,
+                            Way way) noexcept nogil:
+    """scale_by, compiled for each way."""
+    if way == STORE:
+        scale_by(y, x, x_stride, inv_rms, ahead, rows, job, path, STORE)
+    elif way == FETCH:
+        scale_by(y, x, x_stride, inv_rms, ahead, rows, job, path, FETCH)
+    elif way == STREAM:
+        scale_by(y, x, x_stride, inv_rms, ahead, rows, job, path, STREAM)
     else:
-        scale_short(y, x, weight, inv_rms, y_stride, x_stride, rows, n, 1, PLAIN, False)
+        scale_by(y, x, x_stride, inv_rms, ahead, rows, job, path, ACCUMULATE)
+
+
+cdef void scale_rows(float* y, const float* x, Py_ssize_t x_stride, const double* inv_rms,
+                     const float* ahead, Py_ssize_t rows, const Job* job, Path path,
+                     Way way) noexcept nogil:
+    """y = x / rms * (weight_offset + weight) for the rows of a pass.
+
+    y (rows, n) OUT, or IN-OUT to ACCUMULATE; x (rows, n), inv_rms (rows,) IN; ahead (rows, n) is
+    fetched meanwhile to STREAM.
+    """
+    cdef Py_ssize_t row
+    if path == PLAIN:
+        scale_path(y, x, x_stride, inv_rms, ahead, rows, job, PLAIN, way)
+    elif path == UNWEIGHTED:
+        scale_path(y, x, x_stride, inv_rms, ahead, rows, job, UNWEIGHTED, way)
+    elif path == LIFTED:
+        scale_path(y, x, x_stride, inv_rms, ahead, rows, job, LIFTED, way)
+    else:
+        for row in range(rows):
+            scale_wide(y + row * job.y_stride, x + row * x_stride, inv_rms[row], job,
+                       way == ACCUMULATE)
+
+
+cdef inline void scale_wide_part(float* y, const float* x, Py_ssize_t i, Py_ssize_t count,
+                                 wide inv_rms, const Job* job, bint accumulate) noexcept nogil:
+    cdef wide value = take(x + i, count) * inv_rms
+    if job.weight != NULL:
+        value = value * (splat_wide(job.weight_offset) + take(job.weight + i, count))
+    put(y + i, value, count, accumulate)
+
+
+cdef void scale_wide(float* y, const float* x, double inv_rms, const Job* job,
+                     bint accumulate) noexcept nogil:
+    """scale_row in float64, rounded once. y (n,) OUT, or IN-OUT to accumulate; x (n,) IN."""
+    cdef wide inv = splat_wide(inv_rms)
+    cdef Py_ssize_t i = 0
+    while i + WIDE <= job.n:
+        scale_wide_part(y, x, i, WIDE, inv, job, accumulate)
+        i += WIDE
+    if i < job.n:
+        scale_wide_part(y, x, i, job.n - i, inv, job, accumulate)

@@ -34,11 +34,6 @@ cdef int ITEMS = 4
 # Between pieces of these many elements a call runs the handlers of signals that came.
 cdef Py_ssize_t PIECE = 1 << 24
 
-# An output is streamed past the cache when what a call reads and writes exceeds the last-level
-# cache, of which a core is taken to have 64 MiB at most: a server's is shared with others.
-cdef Py_ssize_t STREAM_BYTES = min(<Py_ssize_t>last_level_cache(), <Py_ssize_t>64 << 20)
-cdef Py_ssize_t LEAST_STREAMED = 512    # floats in a row
-
 cdef int wanted_threads = 0        # 0: what OpenMP would use
 cdef int openmp_threads = omp_get_max_threads()
 cdef bint forked = False
@@ -135,15 +130,6 @@ cdef int read_environment() except -1:
         except ValueError:
             raise ImportError(f"FASTRMS_NUM_THREADS must be 1 to 1024, got {value!r}") from None
     return 0
-
-
-cdef inline bint outgrows_cache(Py_ssize_t elements, Py_ssize_t n) noexcept nogil:
-    """Whether these many elements, read and written, are too many to find in cache again.
-
-    Not for short rows: the lines at their ends are shared, and those cannot be streamed (0.93 of
-    the floor streamed at 65536 x 128, add + norm, and 1.05 not).
-    """
-    return n >= LEAST_STREAMED and elements * <Py_ssize_t>sizeof(float) > STREAM_BYTES
 
 
 cdef int run(rows_kernel kernel, Job* job, Py_ssize_t rows) except -1:

@@ -30,15 +30,13 @@ def _row(blocks, zeros):
 
 
 @pytest.mark.parametrize(
-    ("blocks", "zeros", "weight", "usual", "proven"),
+    ("blocks", "zeros", "weight", "bound"),
     [
-        (6, 65, None, FORWARD_ULP_UNWEIGHTED, 3.5),
-        (23, 26, float.fromhex("0x1.f7e54cp+0"), FORWARD_ULP, 4.5),
+        (6, 65, None, FORWARD_ULP_UNWEIGHTED),
+        (23, 26, float.fromhex("0x1.f7e54cp+0"), FORWARD_ULP),
     ],
 )
-def test_a_row_built_against_the_sum(isa, blocks, zeros, weight, usual, proven):
-    """It is beyond what data reach, so the proof is not idle, and within what is proven."""
+def test_a_row_built_against_a_sum_in_float32(isa, blocks, zeros, weight, bound):
     x = _row(blocks, zeros)
     weight = None if weight is None else np.full(x.size, weight, np.float32)
-    error = ulps(fastrms.rms_norm(x, weight, 0.0), reference.rms_norm(x, weight, 0.0))
-    assert usual < error <= proven
+    assert ulps(fastrms.rms_norm(x, weight, 0.0), reference.rms_norm(x, weight, 0.0)) <= bound
