@@ -1,0 +1,196 @@
+"""Rows built against the bounds: each family is a function (rng, rows, n) -> Rows, for any n.
+
+They are what data look like at their worst (a few channels that carry a row, constant features
+beside an outlier, a gradient of two values), and what the proofs have to look at: neighbours of
+a power of two, subnormal products, sums that cancel.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Rows(NamedTuple):
+    """Inputs of forward and backward; x and dy are (rows, n), weight is (n,)."""
+
+    x: np.ndarray
+    dy: np.ndarray
+    weight: np.ndarray
+    eps: float
+
+
+def _rows(rng, x, dy=None, weight=None, eps=1e-5):
+    n = x.shape[-1]
+    dy = rng.standard_normal(x.shape) if dy is None else dy
+    weight = 1 + 0.3 * rng.standard_normal(n) if weight is None else weight
+    dy = np.broadcast_to(dy, x.shape)
+    return Rows(*(np.ascontiguousarray(part, np.float32) for part in (x, dy, weight)), eps)
+
+
+def _outliers(count):
+    """Return the family of `count` channels of nearly equal size that carry their row."""
+
+    def make(rng, rows, n):
+        x = rng.standard_normal((rows, n))
+        size = rng.choice((64, 128, 256, 1024), (rows, 1)) * rng.uniform(1, 1.1, (rows, 1))
+        columns = np.array((7, 133, 250, 401))[:count] % n
+        x[:, columns] = size * np.array((1, -1, 1, -1))[:count]
+        return _rows(rng, x)
+
+    return make
+
+
+def two_ones(rng, rows, n):
+    x = 1e-3 * rng.standard_normal((rows, n))
+    x[:, rng.integers(n, size=2)] = 1
+    return _rows(rng, x, eps=0.0)
+
+
+def repeats(rng, rows, n):
+    x = rng.standard_normal((rows, -(-n // 16)), dtype=np.float32)
+    return _rows(rng, np.repeat(x, 16, axis=1)[:, :n], eps=0.0)
+
+
+def _periodic(period):
+    def make(rng, rows, n):
+        x = rng.standard_normal((rows, period), dtype=np.float32)
+        return _rows(rng, x[:, np.arange(n) % period], eps=0.0)
+
+    return make
+
+
+def worst_squares(rng, rows, n):
+    """Squares just above the middle of two float32: a float32 product rounds them all one way."""
+    pool = rng.uniform(1, 2, 4096).astype(np.float32)
+    squares = pool.astype(np.float64) ** 2
+    lost = (squares.astype(np.float32) - squares) / squares
+    pool = pool[np.argsort(lost)[:16]] if rng.integers(2) else pool[np.argsort(-lost)[:16]]
+    block = rng.choice(pool, (rows, 8))
+    return _rows(rng, np.repeat(block, 16, axis=1)[:, np.arange(n) % 128], eps=0.0)
+
+
+def binade_crossings(rng, rows, n):
+    """Weights that put y of one row in each column within 3 ulp of a power of two."""
+    x = rng.standard_normal((rows, n), dtype=np.float32)
+    owner = np.arange(n) % rows, np.arange(n)
+    xhat = x / np.sqrt((x.astype(np.longdouble) ** 2).mean(axis=1, keepdims=True))
+    weight = np.exp2(np.round(np.log2(np.abs(xhat[owner]) + 1e-30))) / xhat[owner]
+    weight *= 1 + rng.integers(-3, 4, n) * 2.0**-24
+    return _rows(rng, x, weight=weight, eps=0.0)
+
+
+def sparse_crossings(rng, rows, n):
+    """The same with two elements that count, as in the shortest counterexamples."""
+    x = np.zeros((rows, n))
+    x[:, 0], x[:, -1] = rng.uniform(1, 1.2, rows), rng.uniform(0.1, 1, rows)
+    x = x.astype(np.float32)
+    xhat = x[0] / np.sqrt((x[0].astype(np.longdouble) ** 2).mean())
+    weight = np.exp2(rng.integers(-4, 4, n)) * (1 + rng.integers(-3, 4, n) * 2.0**-24)
+    weight /= np.where(xhat == 0, 1, xhat)
+    return _rows(rng, x, weight=weight, eps=0.0)
+
+
+def _subnormal(low, high):
+    """Return the family of subnormal x / rms beside a normal one, under weights of that range."""
+
+    def make(rng, rows, n):
+        x = 2.0 ** rng.uniform(-149, -124, (rows, n)) * rng.choice((-1, 1), (rows, n))
+        x[:, 0] = rng.uniform(0.5, 2, rows)
+        return _rows(rng, x, weight=np.exp2(rng.uniform(np.log2(low), np.log2(high), n)), eps=0.0)
+
+    return make
+
+
+def tiny(rng, rows, n):
+    """Rows so small that eps alone is their mean square; x / rms is subnormal or close to it."""
+    x = rng.standard_normal((rows, n)) * 2.0 ** rng.uniform(-149, -128, (rows, 1))
+    return _rows(rng, x, weight=rng.uniform(2, 4, n))
+
+
+def _two_values(features):
+    """Return the family of plain features, one outlier near sqrt(n), a gradient (tau, tau - 1)."""
+
+    def make(rng, rows, n):
+        x = features(rng, rows, n).astype(np.float64)
+        x[:, rng.integers(n)] = np.sqrt(n) * rng.uniform(0.5, 2, rows)
+        tau = rng.uniform(0, 1, (rows, 1))
+        dy = np.where(rng.random((rows, n)) < tau, tau - 1, tau)
+        return _rows(rng, x, dy, np.ones(n))
+
+    return make
+
+
+def groups(rng, rows, n):
+    """Groups of 16 equal values, period 128, and an outlier; x and the gradient alike."""
+    x, dy = (np.repeat(rng.standard_normal((rows, 8)), 16, axis=1) for _ in range(2))
+    x, dy = (part[:, np.arange(n) % 128].copy() for part in (x, dy))
+    x[:, rng.integers(n)] = np.sqrt(n) * rng.uniform(0.5, 2, rows)
+    return _rows(rng, x, dy, np.ones(n))
+
+
+def parallel(rng, rows, n):
+    """dy is x: dx is eps / rms**2 of its two terms, 1e-11 here, and float64 has 1e-16."""
+    x = 1000 * rng.standard_normal((rows, n))
+    return _rows(rng, x, x, np.ones(n), eps=float(rng.choice((1e-12, 1e-7, 9e-6))))
+
+
+def nearly_parallel(rng, rows, n):
+    x = rng.standard_normal((rows, n))
+    return _rows(rng, x, x + 2.0 ** rng.uniform(-24, 0, (rows, 1)) * rng.standard_normal(x.shape))
+
+
+def subnormal_terms(rng, rows, n):
+    """Every dy * x / rms is subnormal: dweight is a sum of what float32 would round away."""
+    dy = rng.uniform(0.3, 3, (rows, n)) * 2.0 ** rng.integers(-149, -127, (1, n))
+    return _rows(rng, rng.standard_normal((rows, n)), dy)
+
+
+def sinks(rng, rows, n):
+    """An attention sink: three channels in the thousands, the rest small."""
+    x = 0.1 * rng.standard_normal((rows, n))
+    x[:, rng.integers(n, size=3)] = rng.choice((-1, 1), 3) * rng.uniform(500, 3000, (rows, 3))
+    return _rows(rng, x)
+
+
+def one_channel(rng, rows, n):
+    x = rng.standard_normal((rows, n))
+    x[:, rng.integers(n)] = 100
+    return _rows(rng, x)
+
+
+FAMILIES = {
+    "outlier pair": _outliers(2),
+    "outlier triple": _outliers(3),
+    "outlier quadruple": _outliers(4),
+    "two ones": two_ones,
+    "repeats of 16": repeats,
+    "period 128": _periodic(128),
+    "period 32": _periodic(32),
+    "worst squares": worst_squares,
+    "binade crossings": binade_crossings,
+    "sparse crossings": sparse_crossings,
+    "subnormal, weight to 2": _subnormal(0.25, 2),
+    "subnormal, weight 2 to 4": _subnormal(2, 4),
+    "subnormal, weight to 2**60": _subnormal(4, 2.0**60),
+    "tiny": tiny,
+    "constant, two values": _two_values(lambda rng, rows, n: np.ones((rows, n))),
+    "0 or 1, two values": _two_values(lambda rng, rows, n: rng.integers(0, 2, (rows, n))),
+    "groups": groups,
+    "parallel": parallel,
+    "nearly parallel": nearly_parallel,
+    "subnormal terms": subnormal_terms,
+    "sinks": sinks,
+    "one channel": one_channel,
+}
+
+
+def exact(rows, weight_offset=0.0):
+    """Return y without a weight, y, dx and dweight in longdouble."""
+    x, dy, weight = (np.asarray(part, np.longdouble) for part in rows[:3])
+    n = x.shape[-1]
+    rms = np.sqrt((x * x).sum(axis=-1, keepdims=True) / n + np.longdouble(rows.eps))
+    xhat = x / rms
+    factor = np.longdouble(weight_offset) + weight
+    g = dy * factor
+    dx = (g - xhat * ((g * xhat).sum(axis=-1, keepdims=True) / n)) / rms
+    return xhat, xhat * factor, dx, (dy * xhat).sum(axis=0)
