@@ -11,10 +11,10 @@ import numpy as np
 
 
 class Rows(NamedTuple):
-    """Inputs of forward and backward; x and dy are (rows, n), weight is (n,)."""
+    """The arguments of rms_norm_backward; dy and x are (rows, n), weight is (n,)."""
 
-    x: np.ndarray
     dy: np.ndarray
+    x: np.ndarray
     weight: np.ndarray
     eps: float
 
@@ -24,7 +24,7 @@ def _rows(rng, x, dy=None, weight=None, eps=1e-5):
     dy = rng.standard_normal(x.shape) if dy is None else dy
     weight = 1 + 0.3 * rng.standard_normal(n) if weight is None else weight
     dy = np.broadcast_to(dy, x.shape)
-    return Rows(*(np.ascontiguousarray(part, np.float32) for part in (x, dy, weight)), eps)
+    return Rows(*(np.ascontiguousarray(part, np.float32) for part in (dy, x, weight)), eps)
 
 
 def _outliers(count):
@@ -111,7 +111,8 @@ def _two_values(features):
     """Return the family of plain features, one outlier near sqrt(n), a gradient (tau, tau - 1)."""
 
     def make(rng, rows, n):
-        x = features(rng, rows, n).astype(np.float64)
+        # The constant makes the roundings of dy * x alike.
+        x = features(rng, rows, n) * rng.uniform(0.5, 2, (rows, 1))
         x[:, rng.integers(n)] = np.sqrt(n) * rng.uniform(0.5, 2, rows)
         tau = rng.uniform(0, 1, (rows, 1))
         dy = np.where(rng.random((rows, n)) < tau, tau - 1, tau)
@@ -140,9 +141,12 @@ def nearly_parallel(rng, rows, n):
 
 
 def subnormal_terms(rng, rows, n):
-    """Every dy * x / rms is subnormal: dweight is a sum of what float32 would round away."""
-    dy = rng.uniform(0.3, 3, (rows, n)) * 2.0 ** rng.integers(-149, -127, (1, n))
-    return _rows(rng, rng.standard_normal((rows, n)), dy)
+    """Every dy * x / rms but those of column 0 is subnormal, where neither factor is."""
+    terms = rng.uniform(0.3, 3, (rows, n)) * 2.0 ** rng.integers(-149, -127, (1, n))
+    x = 2.0 ** rng.uniform(-126, -60, (rows, n)) * rng.choice((-1, 1), (rows, n))
+    dy = terms / x
+    x[:, 0], dy[:, 0] = rng.uniform(0.5, 2, rows), 1
+    return _rows(rng, x, dy)
 
 
 def sinks(rng, rows, n):
@@ -186,7 +190,7 @@ FAMILIES = {
 
 def exact(rows, weight_offset=0.0):
     """Return y without a weight, y, dx and dweight in longdouble."""
-    x, dy, weight = (np.asarray(part, np.longdouble) for part in rows[:3])
+    dy, x, weight = (np.asarray(part, np.longdouble) for part in rows[:3])
     n = x.shape[-1]
     rms = np.sqrt((x * x).sum(axis=-1, keepdims=True) / n + np.longdouble(rows.eps))
     xhat = x / rms

@@ -20,7 +20,7 @@ import fastrms
 from fastrms import check
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.rows import FAMILIES, Rows, exact  # noqa: E402
+from tests.rows import FAMILIES, Rows, exact
 
 SECONDS = 1800 if os.environ.get("FULL") == "1" else 60
 LENGTHS = (3, 5, 17, 33, 64, 128, 576, 2048)
