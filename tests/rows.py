@@ -141,12 +141,10 @@ def nearly_parallel(rng, rows, n):
 
 
 def subnormal_terms(rng, rows, n):
-    """Every dy * x / rms but those of column 0 is subnormal, where neither factor is."""
-    terms = rng.uniform(0.3, 3, (rows, n)) * 2.0 ** rng.integers(-149, -127, (1, n))
-    x = 2.0 ** rng.uniform(-126, -60, (rows, n)) * rng.choice((-1, 1), (rows, n))
-    dy = terms / x
-    x[:, 0], dy[:, 0] = rng.uniform(0.5, 2, rows), 1
-    return _rows(rng, x, dy)
+    """Every dy * x / rms but those of column 0 is subnormal: each rounds if x / rms does first."""
+    x = 2.0**-140 * rng.standard_normal((rows, n))
+    x[:, 0] = 1
+    return _rows(rng, x, rng.uniform(0.05, 4, x.shape), eps=float(rng.choice((0.0, 1e-5, 1.0))))
 
 
 def sinks(rng, rows, n):

@@ -131,7 +131,7 @@ def test_outlier_pair_of_many_rows(isa, size, rows):
     assert ulps(fastrms.rms_norm(x), xhat) <= FORWARD_ULP_UNWEIGHTED
 
 
-@pytest.mark.parametrize("rows", [8, 31, 32, 33, 100])
+@pytest.mark.parametrize("rows", [1, 2, 8, 31, 32, 33, 1000])
 def test_dweight_of_subnormal_terms(isa, rows):
     case = FAMILIES["subnormal terms"](np.random.default_rng((SEED, rows)), rows, 64)
     _, dweight = fastrms.rms_norm_backward(*case)
@@ -145,3 +145,13 @@ def test_dy_is_x(isa, rng, eps):
     case = Rows(x, x, np.ones(64, np.float32), eps)
     dx, _ = fastrms.rms_norm_backward(*case)
     assert dx_error(dx, exact(case)[2], x, x, None, eps) <= DX
+
+
+@pytest.mark.parametrize("n", [8192, 16384, 262144])
+@pytest.mark.parametrize("family", ["constant, two values", "0 or 1, two values"])
+def test_dx_of_a_gradient_of_two_values(isa, family, n):
+    """Roundings of sum(dy * x) that are alike do not average: the worst of several seeds."""
+    for seed in range(2**18 // n):
+        case = FAMILIES[family](np.random.default_rng((SEED, seed)), 4, n)
+        dx, _ = fastrms.rms_norm_backward(*case)
+        assert dx_error(dx, exact(case)[2], case.dy, case.x, case.weight, case.eps) <= DX
