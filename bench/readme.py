@@ -1,10 +1,12 @@
-"""Put the recorded results into the README: `python bench/readme.py`.
+"""Put the recorded results into the README: `python bench/readme.py [RECORD.json]`.
 
-For each record in bench/results it makes a table for each thread count, with the best peer beside
-fastrms in every cell, and a picture beside the record; they go between the README's markers.
+The record of one CPU makes a table for each thread count, with the best peer beside fastrms in
+every cell, and each other record beside it a line; all get a picture. They go between the README's
+markers.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -15,31 +17,58 @@ from fastrms.bench.cases import OPS
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 README = Path(__file__).parent.parent / "README.md"
+RECORD = RESULTS / "intel-xeon-processor-v4.json"
 
 
-def section(record, picture):
-    """Return the markdown of one record: the machine, its tables, its picture."""
+def section(record, picture, others):
+    """Return the markdown: the machine, its tables, its picture, a line for each other machine."""
     counts = list(dict.fromkeys(row["threads"] for row in record["rows"]))
     return "\n\n".join(
         [
             introduction(record),
             *(table(record, threads) for threads in counts),
             f"![GB/s against the working set, with the caches marked]({picture})",
+            *(summary(*other) for other in others),
         ]
     )
 
 
 def introduction(record):
-    machine, config = record["machine"], record["config"]
-    caches = ", ".join(f"{report.size(c['bytes'])} L{c['level']}" for c in machine["caches"])
+    config = record["config"]
+    caches = record["machine"]["caches"]
+    sizes = ", ".join(f"{report.size(c['bytes'])} L{c['level']}" for c in caches)
     versions = ", ".join(f"{name} {version}" for name, version in record["peers"].items())
     return (
         "Fractions of the floor, the cheapest NumPy pass over the same bytes timed in the same "
         "rounds: 1 is the price of a copy, more is better. Each cell: fastrms, then the best of "
         f"the others; the faster one is bold{untrusted_note(record)}.\n\n"
-        f"{machine['cpu']}, {machine['cpus_usable']} CPUs ({caches or 'caches unknown'}), "
-        f"{record['date'][:10]}; {config['instruction set']['in use']}, "
+        f"{measured(record)}; {record['machine']['cpus_usable']} CPUs "
+        f"({sizes or 'caches unknown'}), "
         f"NumPy {config['python']['numpy']}{', ' + versions if versions else ''}."
+    )
+
+
+def measured(record):
+    """Return what was measured where and when: results hold for that commit."""
+    return (
+        f"{record['machine']['cpu']}, {record['config']['instruction set']['in use']}, "
+        f"commit {record.get('commit') or 'unknown'}, {record['date'][:10]}"
+    )
+
+
+def summary(record, picture):
+    """Return a line on a record: where fastrms is the fastest, where it is furthest behind."""
+    ahead = {}
+    for row in record["rows"]:
+        ours, _, best = against_the_best(row)
+        where = f"{OPS[row['op']].label} of {row['rows']} x {row['n']}, {row['threads']} threads"
+        ahead[where] = ours / best
+    worst = min(ahead, key=ahead.get)
+    first = sum(ratio >= 1 for ratio in ahead.values())
+    return (
+        f"{measured(record)} ([picture]({picture})): fastrms is the fastest in {first} of "
+        f"{len(ahead)} rows; at its worst it has {ahead[worst]:.2f} of the best other's speed "
+        f"({worst})."
     )
 
 
@@ -69,14 +98,19 @@ def cell(row):
     """Return ours and the best of the others, the faster in bold, whichever it is."""
     if row is None:
         return ""
+    ours, name, best = against_the_best(row)
+    mark = "" if row["trusted"] else " ?"
+    if ours >= best:
+        return f"**{ours:.2f}**, {name} {best:.2f}{mark}"
+    return f"{ours:.2f}, **{name} {best:.2f}**{mark}"
+
+
+def against_the_best(row):
+    """Return our fraction of the floor, and the name and the fraction of the best of the others."""
     fractions = {k: v["of_floor"] for k, v in row["rivals"].items() if k != "floor"}
     ours = fractions.pop("fastrms")
     best = max(fractions, key=fractions.get)
-    name = {"numpy": "NumPy"}.get(best, best)
-    mark = "" if row["trusted"] else " ?"
-    if ours >= fractions[best]:
-        return f"**{ours:.2f}**, {name} {fractions[best]:.2f}{mark}"
-    return f"{ours:.2f}, **{name} {fractions[best]:.2f}**{mark}"
+    return ours, {"numpy": "NumPy"}.get(best, best), fractions[best]
 
 
 def put(readme, text):
@@ -90,17 +124,20 @@ def put(readme, text):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", nargs="*", type=Path, help="default: bench/results/*.json")
+    parser.add_argument(
+        "record", nargs="?", type=Path, default=RECORD, help=f"default: {RECORD.name}"
+    )
     parser.add_argument("--readme", type=Path, default=README)
     args = parser.parse_args(argv)
+    others = sorted(set(args.record.parent.glob("*.json")) - {args.record})
     try:
-        readme, sections = args.readme.read_text(), []
-        for path in args.results or sorted(RESULTS.glob("*.json")):
+        drawn = []
+        for path in (args.record, *others):
             record, picture = compare.load(path), path.with_suffix(".png")
             plot.draw(record, picture)
-            folder = args.readme.resolve().parent
-            sections.append(section(record, picture.resolve().relative_to(folder).as_posix()))
-        args.readme.write_text(put(readme, "\n\n".join(sections)))
+            drawn.append((record, Path(os.path.relpath(picture, args.readme.parent)).as_posix()))
+        text = section(*drawn[0], drawn[1:])
+        args.readme.write_text(put(args.readme.read_text(), text))
     except (OSError, ValueError) as error:
         print(f"readme.py: {error}", file=sys.stderr)
         return 2

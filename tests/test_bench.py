@@ -5,15 +5,17 @@ Nothing here asserts a time. The runs share their records, because every run cos
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fastrms.bench import cases, schema
+from fastrms.bench import cases, machine, schema
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -206,8 +208,67 @@ def test_a_peer_whose_process_dies_is_left_out():
         peer.close()
 
 
-def test_the_readme_is_made_from_a_record(tiny):
+@pytest.fixture
+def numba(monkeypatch):
+    """numba, or where it is not installed its names: the loops are Python's, too."""
+    try:
+        import numba
+    except ImportError:
+        numba = types.ModuleType("numba")
+        numba.njit = lambda **options: lambda function: function
+        numba.prange, numba.set_num_threads = range, lambda count: None
+        monkeypatch.setitem(sys.modules, "numba", numba)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("op", cases.OPS)
+def test_numba_has_every_op(numba, op, threads, inplace):
+    from fastrms.bench import peers
+
+    if inplace and op == "fresh":
+        pytest.skip("nothing is fresh in place")
+    for rows in (1, 5):  # fewer than threads, and more
+        case = cases.Case(op, rows, 40, inplace)
+        assert case.error(peers.build("numba", case, threads)) < 1e-6
+
+
+def test_a_record_names_its_commit(tmp_path, monkeypatch):
+    def git(*words):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a", "-C", str(tmp_path), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    assert machine.commit() is None
+    (tmp_path / "file").write_text("one")
+    for words in (["init"], ["add", "file"], ["commit", "-m", "one"]):
+        git(*words)
+    commit = git("rev-parse", "--short", "HEAD")
+    assert machine.commit() == commit
+    (tmp_path / "file").write_text("two")
+    assert machine.commit() == f"{commit}-dirty"
+    (tmp_path / "installed").mkdir()
+    monkeypatch.setattr(machine, "ROOT", tmp_path / "installed")
+    assert machine.commit() is None
+
+
+def test_a_record_is_named_by_its_instruction_set():
+    """Two CPUs that differ in it call themselves AMD EPYC."""
+    program = "import record; print(record.default_name())"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(BENCH)]),
+             "FASTRMS_ISA": "baseline"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.strip().endswith("-baseline"), done.stderr
+
+
+def test_the_readme_is_made_from_a_record(tiny, tmp_path):
     folder, _, record = tiny
+    shutil.copy(folder / "new.json", tmp_path)
+    (tmp_path / "other.json").write_text(json.dumps(record | {"commit": "0123abc"}))
+    folder = tmp_path
     readme = folder / "README.md"
     readme.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
     command = [sys.executable, BENCH / "readme.py", folder / "new.json", "--readme", readme]
@@ -221,7 +282,11 @@ def test_the_readme_is_made_from_a_record(tiny):
     for line in ("| 1 thread | forward |", "| 2 threads | forward |"):
         assert text.count(line) == 1
     assert text.count("| 3 x 33 | ") == 2
-    assert (folder / "new.png").stat().st_size > 10_000
+    assert f"commit {record['commit'] or 'unknown'}, " in text
+    assert "commit 0123abc, " in text
+    assert "([picture](other.png)): fastrms is the fastest in " in text
+    for name in ("new.png", "other.png"):
+        assert (folder / name).stat().st_size > 10_000
 
 
 def test_beside_other_threads():

@@ -1,9 +1,14 @@
-"""The machine that a record was made on: CPU, caches, memory. What is unknown is left out."""
+"""The machine that a record was made on: CPU, caches, memory. What is unknown is left out.
+
+And the commit that it ran.
+"""
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 SUFFIX = {"K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -17,6 +22,17 @@ def describe():
         "memory_bytes": memory_bytes("MemTotal"),
         "system": platform.platform(),
     }
+
+
+def commit():
+    """Return the checkout's commit, with -dirty after changes; None where this is no checkout."""
+    if not (ROOT / ".git").exists():  # a folder above may be a checkout, of something else
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def usable_cpus():

@@ -27,6 +27,7 @@ def new_record(plan):
         "schema": schema.VERSION,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "complete": False,
+        "commit": machine.commit(),
         "machine": machine.describe(),
         "config": fastrms.show_config("dicts"),
         "peers": found,

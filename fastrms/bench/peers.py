@@ -164,20 +164,26 @@ def peer_jax(case, threads):
 def peer_numba(case, threads):
     import numba
 
-    from .numba_kernels import add_norm, norm
+    from . import numba_kernels
 
     numba.set_num_threads(threads)
     eps, parallel = np.float32(EPS), threads > 1
     x, weight = case.x, case.weight
     if case.op == "fresh":
-        return numba_fresh(norm(parallel), x, weight, eps)
+        return numba_fresh(numba_kernels.norm(parallel), x, weight, eps)
     if case.op == "forward":
-        kernel, out = norm(parallel), case.out
-        return lambda: kernel(x, weight, out, eps)
-    if case.op == "add_norm":
-        kernel, residual, out = add_norm(parallel), case.residual, case.out
-        return lambda: kernel(x, residual, weight, out, eps)
-    return None
+        norm, out = numba_kernels.norm(parallel), case.out
+        return lambda: norm(x, weight, out, eps)
+    if case.op == "backward":
+        backward, dy, dx, dweight = numba_kernels.backward(parallel), case.dy, case.dx, case.dweight
+        parts = np.empty((min(threads, case.rows), case.n), np.float32)
+        return lambda: backward(dy, x, weight, dx, dweight, parts, eps)
+    residual = case.residual
+    if case.op == "add":
+        add = numba_kernels.add(parallel)
+        return lambda: add(residual, x)
+    add_norm, out = numba_kernels.add_norm(parallel), case.out
+    return lambda: add_norm(x, residual, weight, out, eps)
 
 
 def numba_fresh(kernel, x, weight, eps):

@@ -39,6 +39,7 @@ SCHEMA = {
     "schema": int,
     "date": str,  # ISO 8601, UTC
     "complete": bool,  # false after Ctrl-C
+    "commit": Optional(str),  # that was measured, if fastrms ran from a checkout
     "machine": {
         "cpu": str,
         "cpus_usable": int,
