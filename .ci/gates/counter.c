@@ -1,0 +1,9 @@
+/* What counted_calls.py needs of valgrind's header. */
+#include <valgrind/callgrind.h>
+
+void start(void) { CALLGRIND_START_INSTRUMENTATION; }
+
+void stop(const char *what) {
+    CALLGRIND_DUMP_STATS_AT(what);
+    CALLGRIND_STOP_INSTRUMENTATION;
+}
