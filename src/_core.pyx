@@ -121,7 +121,7 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     job.x = <const float*>cnp.PyArray_DATA(x_in)
     job.y = <float*>cnp.PyArray_DATA(y_rows)
     rows = count_rows(x_in)
-    suit_caches(&job, rows, 2, accumulate or job.y == job.x)
+    suit_caches(&job, rows, 2, job.y, job.y_stride, accumulate or job.y == job.x)
     run(kernels.rms_norm, &job, rows)
     write_back(y, y_rows)
     return result
@@ -260,7 +260,7 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
     job.residual = <float*>cnp.PyArray_DATA(stream_rows)
     job.y = <float*>cnp.PyArray_DATA(y_rows)
     rows = count_rows(x_in)
-    suit_caches(&job, rows, 3, job.y == job.x)
+    suit_caches(&job, rows, 3, job.y, job.y_stride, job.y == job.x)
     run(kernels.add_rms_norm, &job, rows)
     write_back(stream, stream_rows)
     write_back(y, y_rows)
@@ -375,7 +375,8 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     rows = count_rows(x_in)
     if w is not None:
         _factor = room_for_factor(&job, rows)   # it lives as long as the call
-    suit_caches(&job, rows, 3, job.accumulate or job.dx == job.x or job.dx == job.dy)
+    suit_caches(&job, rows, 3, job.dx, job.dx_stride,
+                job.accumulate or job.dx == job.x or job.dx == job.dy)
     run_backward(&job, rows, dweight_data, accumulate and dweight is not None)
     write_back(dx_out, dx_rows)
     write_back(dweight_out, dweight_row)
@@ -391,7 +392,7 @@ cdef inline int start_job(Job* job, Py_ssize_t n, object eps, object weight_offs
     job.squares = job.products = NULL
     take_eps(&job.eps, eps)
     take_number(&job.weight_offset, weight_offset, "weight_offset")
-    job.weight = job.factor32 = NULL
+    job.weight = job.factor32 = job.dx = NULL
     job.factor = NULL
     job.accumulate = accumulate
     return 0

@@ -6,12 +6,15 @@ cdef extern from "machine.h":
     bint cpu_is_intel()
 
 cdef Py_ssize_t L1 = cache_size(1)
-# A server's last-level cache is shared with others: a core is taken to have 64 MiB at most.
-cdef Py_ssize_t LAST_LEVEL = min(<Py_ssize_t>cache_size(3), <Py_ssize_t>64 << 20)
-cdef Py_ssize_t LEAST_STREAMED = 512    # floats in a row
-# Lines of an output are asked for before they are written: on Intel's Sapphire Rapids that takes
-# 0.7 of the time in L2 (backward, 16 x 4096), on AMD's Zen 4 1.06.
-cdef bint FETCHES_OUTPUT = cpu_is_intel()
+# Whether a software fetch of what comes next pays: of the lines of an output before they are
+# written, on Intel's Sapphire Rapids 0.7 of the time (backward, 16 x 4096, in L2), on AMD's Zen 4
+# 1.06; of the rows of x while an output is streamed, 0.75 there and 1.2 to 1.6 here (4096 x 4096).
+cdef bint FETCHES = cpu_is_intel()
+# A call that reads and writes this many bytes streams its output past the caches. On Zen 4 that
+# pays from half of the 32 MiB on that 8 cores share (512 x 4096: forward 0.75 of the time, backward
+# 0.7); on Sapphire Rapids where the last level is full, of which a core is taken to have 64 MiB.
+cdef Py_ssize_t STREAM_BYTES = min(<Py_ssize_t>cache_size(3),
+                                   <Py_ssize_t>64 << 20 if FETCHES else <Py_ssize_t>16 << 20)
 
 
 cdef inline Py_ssize_t whole_lines(Py_ssize_t n) noexcept nogil:
@@ -19,17 +22,19 @@ cdef inline Py_ssize_t whole_lines(Py_ssize_t n) noexcept nogil:
     return (n + 15) // 16 * 16
 
 
-cdef inline void suit_caches(Job* job, Py_ssize_t rows, int arrays, bint in_place) noexcept nogil:
+cdef inline void suit_caches(Job* job, Py_ssize_t rows, int arrays, const float* output,
+                             Py_ssize_t stride, bint in_place) noexcept nogil:
     """How a job that reads and writes so many arrays is to use the caches.
 
-    An output is streamed past the cache when all of it is too much to be found there again; not in
-    place, and not short rows: the lines at their ends are shared, and those cannot be streamed
-    (0.93 of the floor streamed at 65536 x 128, add + norm, and 1.05 not).
+    Nothing is streamed in place. Nor are short rows, unless each is whole lines: those that two
+    rows share cannot be streamed (65536 x 128: 0.8 of the time on lines, 1.6 beside them).
     """
-    job.stream = (not in_place and job.n >= LEAST_STREAMED
-                  and arrays * rows * job.n * <Py_ssize_t>sizeof(float) > LAST_LEVEL)
-    job.fetch = FETCHES_OUTPUT
+    cdef bint on_lines = (<size_t>output | <size_t>stride * sizeof(float)) % 64 == 0
+    job.stream = (not in_place and job.n >= (64 if on_lines else 512)
+                  and arrays * rows * job.n * <Py_ssize_t>sizeof(float) >= STREAM_BYTES)
+    job.fetch = FETCHES
     job.pass_rows = 8
-    while job.pass_rows > 1 and 2 * sizeof(float) * job.pass_rows * job.n > L1:
+    while job.pass_rows > 1 and arrays * <Py_ssize_t>sizeof(float) * job.pass_rows * job.n > L1:
         job.pass_rows = job.pass_rows // 2
-    job.ahead = max(job.pass_rows, 1 + 1024 // max(1, job.n))
+    # At least 4 KB further on; backward reads two arrays, which no CPU fetches early enough itself.
+    job.ahead = max(job.pass_rows, 1 + 1024 // max(1, job.n)) if FETCHES or job.dx != NULL else 0
