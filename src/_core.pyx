@@ -83,7 +83,7 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
 
     Notes
     -----
-    At most 3 ulp from the exact result (2.5 without weight) over the whole float32 range. A row
+    At most 3 ulp from the exact result (2 without weight) over the whole float32 range. A row
     gives the same bits whatever the batch, threads, strides or CPU.
 
     Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements; a longer row is not cut. The

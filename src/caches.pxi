@@ -17,6 +17,14 @@ cdef Py_ssize_t STREAM_BYTES = min(<Py_ssize_t>cache_size(3),
                                    <Py_ssize_t>64 << 20 if FETCHES else <Py_ssize_t>16 << 20)
 
 
+def set_caches(l1, stream_bytes, fetches):
+    """Take the caches to be others, for tests and measurements; return what they were."""
+    global L1, STREAM_BYTES, FETCHES
+    previous = L1, STREAM_BYTES, bool(FETCHES)
+    L1, STREAM_BYTES, FETCHES = l1, stream_bytes, fetches
+    return previous
+
+
 cdef inline Py_ssize_t whole_lines(Py_ssize_t n) noexcept nogil:
     """n, and the rest of the last cache line of floats."""
     return (n + 15) // 16 * 16

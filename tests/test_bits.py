@@ -211,29 +211,44 @@ def test_dweight_sums_in_a_fixed_order(isa, threads, draw):
     assert strided.tobytes() == dweight.tobytes()
 
 
-# What a call reads and writes is above 64 MiB, where outputs may bypass the cache: odd and even
-# widths, and rows that begin anywhere within a cache line.
-@pytest.mark.parametrize(
-    ("rows", "n"), [(290_000, 31), (70_001, 128), (1801, 5003), (3, 3_000_001)]
-)
+@pytest.fixture
+def caches():
+    """Return a function that takes the caches to be others, until the test ends."""
+    previous = _core.set_caches(1 << 15, 1 << 24, False)
+    yield _core.set_caches
+    _core.set_caches(*previous)
+
+
+def _written_into(out, x, other, weight):
+    """Return the bytes that the functions with a large output write there, and beside it."""
+    stream = other.copy()
+    calls = (
+        lambda: [fastrms.rms_norm(x, weight, out=out)],
+        lambda: [fastrms.rms_norm(x, None, out=out)],
+        lambda: [fastrms.add_rms_norm(x, stream, weight, out=out), stream],
+        lambda: [*fastrms.rms_norm_backward(other, x, weight, dx=out)],
+        lambda: [fastrms.rms_norm_backward(other, x, None, dx=out)[0]],
+    )
+    return [result.tobytes() for call in calls for result in call()]
+
+
+# Rows that begin anywhere within a cache line, shorter and longer than a pass holds.
+@pytest.mark.parametrize(("rows", "n"), [(290, 31), (71, 128), (40, 576), (9, 5003), (3, 30_001)])
 @pytest.mark.parametrize("start", [0, 1, 16])
-def test_results_larger_than_the_cache(isa, draw, rows, n, start):
-    """They have the bits of the same rows a few at a time, and end where they should."""
+@pytest.mark.parametrize("l1", [0, 1 << 15, 1 << 24])
+@pytest.mark.parametrize(("stream_bytes", "fetches"), [(0, False), (0, True), (1 << 40, True)])
+def test_caches_change_no_bit(isa, caches, draw, rows, n, start, l1, stream_bytes, fetches):
+    """Streamed or not, whatever the caches are taken to be; and results end where they should."""
     x, other, weight = draw(rows, n), draw(rows, n), draw(n)
-    memory = np.full(rows * n + 32, 7, np.float32)
-    out, stream = memory[start : start + rows * n].reshape(rows, n), other.copy()
-    few = slice(rows // 3, rows // 3 + max(1, 40_000 // n))
-    margins = memory[:start].tobytes(), memory[start + rows * n :].tobytes()
-    fastrms.rms_norm(x, weight, out=out)
-    assert out[few].tobytes() == fastrms.rms_norm(x[few], weight).tobytes()
-    assert out[-1].tobytes() == fastrms.rms_norm(x[-1], weight).tobytes()
-    fastrms.rms_norm_backward(other, x, weight, dx=out)
-    assert out[few].tobytes() == fastrms.rms_norm_backward(other[few], x[few], weight)[0].tobytes()
-    assert out[0].tobytes() == fastrms.rms_norm_backward(other[0], x[0], weight)[0].tobytes()
-    fastrms.add_rms_norm(x, stream, weight, out=out)
-    assert stream.tobytes() == np.add(other, x).tobytes()
-    assert out[few].tobytes() == fastrms.rms_norm(stream[few], weight).tobytes()
-    assert (memory[:start].tobytes(), memory[start + rows * n :].tobytes()) == margins
+    caches(1 << 15, 1 << 40, False)
+    expected = _written_into(np.empty_like(x), x, other, weight)
+    memory = np.full(rows * n + 48, 7, np.float32)
+    start += -memory.ctypes.data % 64 // 4
+    out = memory[start : start + rows * n].reshape(rows, n)
+    caches(l1, stream_bytes, fetches)
+    assert _written_into(out, x, other, weight) == expected
+    assert np.all(memory[:start] == 7)
+    assert np.all(memory[start + rows * n :] == 7)
 
 
 def test_repeated_calls(threads, draw):

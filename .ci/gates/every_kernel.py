@@ -17,7 +17,8 @@ ROWS = (1, 8, 9, 70)  # the few rows, one block, several blocks
 CASES = [(1.0, weight, 0.0) for weight in (None, 1.0, 1e10, 1e20)]
 CASES += [(1.0, 1.0, 1.0), (1e-42, 1.0, 0.0), (1e38, 1.0, 0.0), (np.nan, 1.0, 0.0)]
 CALLS = 10
-LARGE = (8300, 1040)  # streamed: more than 64 MiB read and written
+# Level 1, the bytes from which a call streams, software fetches: every way to use the caches.
+CACHES = ((1 << 15, 1 << 40, False), (0, 1 << 40, True), (1 << 15, 0, True))
 
 
 def call_all(rows, n, scale, weight, offset):
@@ -45,10 +46,9 @@ def main():
         _core.use_isa(isa)
         for n, rows, case in itertools.product(LENGTHS, ROWS, CASES):
             _core.set_parallel_from(1 if rows == 70 else 1 << 21)
+            _core.set_caches(*CACHES[count // CALLS % len(CACHES)])
             call_all(rows, n, *case)
             count += CALLS
-        call_all(*LARGE, 1.0, 1.0, 0.0)
-        count += CALLS
     print(f"{count} calls on {', '.join(_core.available_isas())}")
 
 
