@@ -20,6 +20,8 @@ from kernels cimport Job, Table, rows_kernel
 
 cdef extern from "Python.h":
     double PyFloat_AsDouble(object) except *
+    bint PyGC_Disable()
+    bint PyGC_Enable()
 
 cdef extern from "numpy/arrayobject.h":
     bint PyArray_CheckExact(object)
@@ -100,27 +102,28 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     array([[0.8485278, 1.1313704]], dtype=float32)
     """
     cdef Job job
-    cdef cnp.ndarray x_in = as_array(x, "x"), y, y_rows, w = None
+    cdef cnp.ndarray x_in, w, y, x_rows, w_row, y_rows
     cdef object result = out
     cdef Py_ssize_t rows
-    start_job(&job, last_axis(x_in), eps, weight_offset, accumulate)
-    if weight is not None:
-        w = as_vector(weight, "weight", job.n)
-    if out is None:
+    take_numbers(&job, eps, weight_offset)
+    x_in, w, y = as_array(x, "x"), as_array(weight, "weight"), as_array(out, "out")
+    start_job(&job, x_in, accumulate)
+    if w is not None:
+        check_vector(w, "weight", job.n)
+    if y is None:
         if accumulate:
             raise ValueError("accumulate=True needs out=, an array to add to")
         y = result = new_like(x_in)
     else:
-        y = as_output(out, "out", x_in, "x")
-        x_in = apart(x_in, y)
+        check_output(y, "out", x_in, "x")
     if w is not None:
-        w = weight_beside(w, y)
-        job.weight = <const float*>cnp.PyArray_DATA(w)
-    x_in = input_rows(x_in, &job.x_stride)
+        w_row = weight_beside(w, y)
+        job.weight = <const float*>cnp.PyArray_DATA(w_row)
+    x_rows = input_rows(apart(x_in, y), &job.x_stride)
     y_rows = output_rows(y, &job.y_stride)
-    job.x = <const float*>cnp.PyArray_DATA(x_in)
+    job.x = <const float*>cnp.PyArray_DATA(x_rows)
     job.y = <float*>cnp.PyArray_DATA(y_rows)
-    rows = count_rows(x_in)
+    rows = count_rows(x_rows)
     suit_caches(&job, rows, 2, job.y, job.y_stride, accumulate or job.y == job.x)
     run(kernels.rms_norm, &job, rows)
     write_back(y, y_rows)
@@ -236,30 +239,31 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
     array([[3., 4.]], dtype=float32)
     """
     cdef Job job
-    cdef cnp.ndarray x_in = as_array(x, "x"), stream, stream_rows, y, y_rows, w = None
+    cdef cnp.ndarray x_in, stream, w, y, x_rows, stream_rows, w_row, y_rows
     cdef object result = out
     cdef Py_ssize_t rows
-    start_job(&job, last_axis(x_in), eps, weight_offset, False)
-    stream = as_output(residual, "residual", x_in, "x")
-    if weight is not None:
-        w = as_vector(weight, "weight", job.n)
-    if out is None:
+    take_numbers(&job, eps, weight_offset)
+    x_in, stream = as_array(x, "x"), as_array(residual, "residual")
+    w, y = as_array(weight, "weight"), as_array(out, "out")
+    start_job(&job, x_in, False)
+    check_output(stream, "residual", x_in, "x")
+    if w is not None:
+        check_vector(w, "weight", job.n)
+    if y is None:
         y = result = new_like(x_in)
     else:
-        y = as_output(out, "out", x_in, "x")
+        check_output(y, "out", x_in, "x")
         check_apart(y, "out", stream, "residual")
-        x_in = apart(x_in, y)
-    x_in = apart(x_in, stream)
     if w is not None:
-        w = weight_beside(weight_beside(w, y), stream)
-        job.weight = <const float*>cnp.PyArray_DATA(w)
-    x_in = input_rows(x_in, &job.x_stride)
+        w_row = weight_beside(weight_beside(w, y), stream)
+        job.weight = <const float*>cnp.PyArray_DATA(w_row)
+    x_rows = input_rows(apart(apart(x_in, y), stream), &job.x_stride)
     stream_rows = output_rows(stream, &job.residual_stride)
     y_rows = output_rows(y, &job.y_stride)
-    job.x = <const float*>cnp.PyArray_DATA(x_in)
+    job.x = <const float*>cnp.PyArray_DATA(x_rows)
     job.residual = <float*>cnp.PyArray_DATA(stream_rows)
     job.y = <float*>cnp.PyArray_DATA(y_rows)
-    rows = count_rows(x_in)
+    rows = count_rows(x_rows)
     suit_caches(&job, rows, 3, job.y, job.y_stride, job.y == job.x)
     run(kernels.add_rms_norm, &job, rows)
     write_back(stream, stream_rows)
@@ -304,16 +308,18 @@ def residual_add(residual, x, scale=1.0):
     array([1.5, 2. ], dtype=float32)
     """
     cdef Job job
-    cdef cnp.ndarray x_in = as_array(x, "x"), stream, stream_rows
-    stream = as_output(residual, "residual", x_in, "x")
-    job.n = job.size = last_axis(x_in)
+    cdef cnp.ndarray x_in, stream, x_rows, stream_rows
     take_number(&job.scale, scale, "scale")
+    x_in, stream = as_array(x, "x"), as_array(residual, "residual")
+    check_array(x_in, "x")
+    check_output(stream, "residual", x_in, "x")
+    job.n = job.size = last_axis(x_in)
     job.factor32 = NULL
-    x_in = input_rows(apart(x_in, stream), &job.x_stride)
+    x_rows = input_rows(apart(x_in, stream), &job.x_stride)
     stream_rows = output_rows(stream, &job.residual_stride)
-    job.x = <const float*>cnp.PyArray_DATA(x_in)
+    job.x = <const float*>cnp.PyArray_DATA(x_rows)
     job.residual = <float*>cnp.PyArray_DATA(stream_rows)
-    run(kernels.residual_add, &job, count_rows(x_in))
+    run(kernels.residual_add, &job, count_rows(x_rows))
     write_back(stream, stream_rows)
     return residual
 
@@ -322,76 +328,85 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
                      object dx, object dweight, bint accumulate, tuple sums):
     """rms_norm_backward, and with sums = (sum_squares, sum_products, size) that of a split row."""
     cdef Job job
-    cdef cnp.ndarray x_in = as_array(x, "x"), dy_in = as_array(dy, "dy")
-    cdef cnp.ndarray dx_out, dx_rows, dweight_out = None, dweight_row = None, w = None, _factor
-    cdef cnp.ndarray squares = None, products = None
+    cdef cnp.ndarray x_in, dy_in, w, dx_out, dweight_out, squares = None, products = None
+    cdef cnp.ndarray x_rows, dy_rows, dx_rows, w_row, dweight_row, sum_rows, product_rows, _factor
     cdef object dx_result = dx, dweight_result = dweight
     cdef float* dweight_data = NULL
-    cdef Py_ssize_t rows, unused
-    check_same_shape(dy_in, "dy", x_in, "x")
-    start_job(&job, last_axis(x_in), eps, weight_offset, accumulate and dx is not None)
+    cdef Py_ssize_t rows, unused, size = 0
+    take_numbers(&job, eps, weight_offset)
     if sums is not None:
-        squares = as_sums(sums[0], "sum_squares", x_in)
-        products = as_sums(sums[1], "sum_products", x_in)
-        job.size = as_size(sums[2], job.n)
-    if weight is not None:
-        w = as_vector(weight, "weight", job.n)
+        size = as_size(sums[2])
+        squares, products = as_sums(sums[0], "sum_squares"), as_sums(sums[1], "sum_products")
+    dy_in, x_in, w = as_array(dy, "dy"), as_array(x, "x"), as_array(weight, "weight")
+    dx_out, dweight_out = as_array(dx, "dx"), as_array(dweight, "dweight")
+    start_job(&job, x_in, accumulate and dx is not None)
+    check_array(dy_in, "dy")
+    check_same_shape(dy_in, "dy", x_in, "x")
+    if sums is not None:
+        check_sums(squares, "sum_squares", x_in)
+        check_sums(products, "sum_products", x_in)
+        job.size = checked_size(size, job.n)
+    if w is not None:
+        check_vector(w, "weight", job.n)
     elif dweight is not None:
         raise ValueError("dweight needs weight: without one it has no gradient")
     if accumulate and dx is None and dweight is None:
         raise ValueError("accumulate=True needs dx= or dweight=, an array to add to")
     if dweight is not None:
-        dweight_out = writeable(as_vector(dweight, "dweight", job.n), "dweight")
+        check_vector(dweight_out, "dweight", job.n)
+        check_writeable(dweight_out, "dweight")
     elif w is not None:
         dweight_out = dweight_result = new_like(w)
     if dx is None:
         dx_out = dx_result = new_like(x_in)
     else:
-        dx_out = as_output(dx, "dx", x_in, "x")
+        check_output(dx_out, "dx", x_in, "x")
         if dweight is not None:
             check_apart(dx_out, "dx", dweight_out, "dweight")
-        x_in = apart(x_in, dx_out)
-        dy_in = apart(dy_in, dx_out)
-    if dweight is not None:     # a few rows are added up in it
-        x_in = clear_of(x_in, dweight_out)
-        dy_in = clear_of(dy_in, dweight_out)
-        w = clear_of(w, dweight_out)
-    if sums is not None:
-        squares, products = sums_beside(squares, dx_out), sums_beside(products, dx_out)
-        job.squares = <double*>cnp.PyArray_DATA(squares)
-        job.products = <double*>cnp.PyArray_DATA(products)
+    x_rows, dy_rows = apart(x_in, dx_out), apart(dy_in, dx_out)
     if w is not None:
-        w = weight_beside(w, dx_out)
-        job.weight = <const float*>cnp.PyArray_DATA(w)
-    x_in = input_rows(x_in, &job.x_stride)
-    dy_in = input_rows(dy_in, &job.dy_stride)
+        w_row = weight_beside(w, dx_out)
+        if dweight is not None:     # a few rows are added up in it
+            w_row = clear_of(w_row, dweight_out)
+            x_rows, dy_rows = clear_of(x_rows, dweight_out), clear_of(dy_rows, dweight_out)
+        job.weight = <const float*>cnp.PyArray_DATA(w_row)
+    if sums is not None:
+        sum_rows, product_rows = sums_beside(squares, dx_out), sums_beside(products, dx_out)
+        job.squares = <double*>cnp.PyArray_DATA(sum_rows)
+        job.products = <double*>cnp.PyArray_DATA(product_rows)
+    x_rows = input_rows(x_rows, &job.x_stride)
+    dy_rows = input_rows(dy_rows, &job.dy_stride)
     dx_rows = output_rows(dx_out, &job.dx_stride)
-    job.x = <const float*>cnp.PyArray_DATA(x_in)
-    job.dy = <const float*>cnp.PyArray_DATA(dy_in)
+    job.x = <const float*>cnp.PyArray_DATA(x_rows)
+    job.dy = <const float*>cnp.PyArray_DATA(dy_rows)
     job.dx = <float*>cnp.PyArray_DATA(dx_rows)
     if dweight_out is not None:
         dweight_row = output_rows(dweight_out, &unused)
         dweight_data = <float*>cnp.PyArray_DATA(dweight_row)
-    rows = count_rows(x_in)
+    rows = count_rows(x_rows)
     if w is not None:
         _factor = room_for_factor(&job, rows)   # it lives as long as the call
     suit_caches(&job, rows, 3, job.dx, job.dx_stride,
                 job.accumulate or job.dx == job.x or job.dx == job.dy)
     run_backward(&job, rows, dweight_data, accumulate and dweight is not None)
     write_back(dx_out, dx_rows)
-    write_back(dweight_out, dweight_row)
+    if dweight_out is not None:
+        write_back(dweight_out, dweight_row)
     return dx_result, dweight_result
 
 
-cdef inline int start_job(Job* job, Py_ssize_t n, object eps, object weight_offset,
-                          bint accumulate) except -1:
-    """Fill in what every normalising job has, with no weight yet."""
-    job.n = job.size = n
+cdef inline int take_numbers(Job* job, object eps, object weight_offset) except -1:
+    take_eps(&job.eps, eps)
+    return take_number(&job.weight_offset, weight_offset, "weight_offset")
+
+
+cdef inline int start_job(Job* job, cnp.ndarray x, bint accumulate) except -1:
+    """Check x, and fill in what each normalising job has beside its numbers, with no weight yet."""
+    check_array(x, "x")
+    job.n = job.size = last_axis(x)
     job.stream = job.fetch = False
     job.ahead = job.pass_rows = 1
     job.squares = job.products = NULL
-    take_eps(&job.eps, eps)
-    take_number(&job.weight_offset, weight_offset, "weight_offset")
     job.weight = job.factor32 = job.dx = NULL
     job.factor = NULL
     job.accumulate = accumulate

@@ -4,44 +4,63 @@
 
 cdef int64_t INFINITY_BITS = 0x7ff0000000000000
 
+# ---- what comes in ----------------------------------------------------------------------------
+# Numbers first, then arrays. To convert them can run the caller's code (__float__, __index__,
+# __buffer__, a property __class__), and that may set an array's shape or dtype. So a function
+# converts all of its arguments before it looks at one of them, and keeps what they became to its
+# end: to let go of a buffer can run the caller's code as well.
+
+cdef inline int take_number(double* number, object value, str name) except -1:
+    """*number = value. No double is returned: Cython would compare it with the value for errors,
+    and that can raise floating-point flags in the caller's state."""
+    if PyFloat_CheckExact(value):
+        number[0] = PyFloat_AS_DOUBLE(value)
+        return 0
+    return take_other_number(number, value, name)
+
+
+cdef int take_other_number(double* number, object value, str name) except -1:
+    try:
+        number[0] = PyFloat_AsDouble(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a real number, got {type(value).__name__}") from None
+    except OverflowError:
+        raise ValueError(f"{name} must fit a float64, got a larger integer") from None
+    return 0
+
+
+cdef inline int take_eps(double* eps, object value) except -1:
+    cdef int64_t bits
+    take_number(eps, value, "eps")
+    bits = double_bits(eps[0])      # INT64_MIN is -0.0
+    if not (0 <= bits <= INFINITY_BITS or bits == INT64_MIN):
+        raise ValueError(f"eps must be zero or more, got {eps[0]}")
+    return 0
+
+
 cdef inline cnp.ndarray as_array(object value, str name):
-    """`value` as a plain float32 ndarray over the same memory, or TypeError / ValueError."""
-    if PyArray_CheckExact(value) and is_float32(<cnp.ndarray>value):
+    """`value` as a plain ndarray over the same memory, None for None; of its dtype and shape
+    nothing is known yet."""
+    if value is None or PyArray_CheckExact(value):
         return <cnp.ndarray>value
-    return checked_array(value, name)
-
-
-cdef inline bint is_float32(cnp.ndarray array) noexcept:
-    return (cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT and not cnp.PyArray_ISBYTESWAPPED(array)
-            and cnp.PyArray_NDIM(array) > 0)
-
-
-cdef cnp.ndarray checked_array(object value, str name):
-    """as_array for all that is no plain float32 ndarray: a buffer, a subclass, or a refusal."""
-    cdef cnp.ndarray array
-    if PyArray_CheckExact(value):
-        array = <cnp.ndarray>value
-    else:
-        array = foreign_array(value, name)
-    if is_float32(array):
-        return array
-    if cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT or cnp.PyArray_ISBYTESWAPPED(array):
-        raise TypeError(f"{name} must be native float32, got {array.dtype.str!r} ({array.dtype}); "
-                        f"convert it first: {name}.astype(np.float32)")
-    raise ValueError(f"{name} must have at least one axis, got a 0-d array")
+    return foreign_array(value, name)
 
 
 cdef cnp.ndarray foreign_array(object value, str name):
     """The plain ndarray behind a subclass or a buffer, without a copy."""
     refuse_masked(value, name)
-    if isinstance(value, np.ndarray):
+    if isinstance(value, cnp.ndarray):
         return np.asarray(value)
     try:
         buffer = memoryview(value)
     except TypeError:
-        raise TypeError(f"{name} must be a float32 numpy.ndarray or a float32 buffer, "
-                        f"got {type(value).__name__}{way_out(value, name)}") from None
+        raise TypeError(no_array(value, name)) from None
     return np.asarray(buffer)
+
+
+cdef str no_array(object value, str name):
+    return (f"{name} must be a float32 numpy.ndarray or a float32 buffer, "
+            f"got {type(value).__name__}{way_out(value, name)}")
 
 
 cdef int refuse_masked(object value, str name) except -1:
@@ -70,17 +89,42 @@ cdef str way_out(object value, str name):
     return ""
 
 
-cdef cnp.ndarray as_output(object value, str name, cnp.ndarray like, str like_name):
-    """`value` as a writeable array of the shape of `like`."""
-    cdef cnp.ndarray array = as_array(value, name)
+# ---- what it is -------------------------------------------------------------------------------
+# From here to the kernel no code of the caller's runs, but after a refusal.
+
+cdef inline int check_array(cnp.ndarray array, str name) except -1:
+    """A native float32 array with a last axis, or TypeError / ValueError."""
+    if array is not None and is_float32(array):
+        return 0
+    return refuse_array(array, name)
+
+
+cdef inline bint is_float32(cnp.ndarray array) noexcept:
+    return (cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT and not cnp.PyArray_ISBYTESWAPPED(array)
+            and cnp.PyArray_NDIM(array) > 0)
+
+
+cdef int refuse_array(cnp.ndarray array, str name) except -1:
+    if array is None:
+        raise TypeError(no_array(None, name))
+    if cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT or cnp.PyArray_ISBYTESWAPPED(array):
+        raise TypeError(f"{name} must be native float32, got {array.dtype.str!r} ({array.dtype}); "
+                        f"convert it first: {name}.astype(np.float32)")
+    raise ValueError(f"{name} must have at least one axis, got a 0-d array")
+
+
+cdef inline int check_output(cnp.ndarray array, str name, cnp.ndarray like,
+                             str like_name) except -1:
+    """A writeable array of the shape of `like`."""
+    check_array(array, name)
     check_same_shape(array, name, like, like_name)
-    return writeable(array, name)
+    return check_writeable(array, name)
 
 
-cdef inline cnp.ndarray writeable(cnp.ndarray array, str name):
+cdef inline int check_writeable(cnp.ndarray array, str name) except -1:
     if not cnp.PyArray_ISWRITEABLE(array):
         raise ValueError(f"{name} must be writeable, got a read-only array")
-    return array
+    return 0
 
 
 cdef inline int check_same_shape(cnp.ndarray array, str name, cnp.ndarray like,
@@ -91,45 +135,17 @@ cdef inline int check_same_shape(cnp.ndarray array, str name, cnp.ndarray like,
     return 0
 
 
-cdef cnp.ndarray as_vector(object value, str name, Py_ssize_t n):
-    """`value` as a float32 array of shape (n,)."""
-    cdef cnp.ndarray array = as_array(value, name)
+cdef inline int check_vector(cnp.ndarray array, str name, Py_ssize_t n) except -1:
+    """A float32 array of shape (n,)."""
+    check_array(array, name)
     if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != n:
         raise ValueError(f"{name} must have shape ({n},), the last axis of x, "
                          f"got {shape_of(array)}")
-    return array
+    return 0
 
 
 cdef tuple shape_of(cnp.ndarray array):
     return (<object>array).shape
-
-
-cdef inline int take_number(double* number, object value, str name) except -1:
-    """*number = value. No double is returned: Cython would compare it with the value for errors,
-    and that can raise floating-point flags in the caller's state."""
-    if PyFloat_CheckExact(value):
-        number[0] = PyFloat_AS_DOUBLE(value)
-        return 0
-    return take_other_number(number, value, name)
-
-
-cdef int take_other_number(double* number, object value, str name) except -1:
-    try:
-        number[0] = PyFloat_AsDouble(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a real number, got {type(value).__name__}") from None
-    except OverflowError:
-        raise ValueError(f"{name} must fit a float64, got a larger integer") from None
-    return 0
-
-
-cdef inline int take_eps(double* eps, object value) except -1:
-    cdef int64_t bits
-    take_number(eps, value, "eps")
-    bits = double_bits(eps[0])      # INT64_MIN is -0.0
-    if not (0 <= bits <= INFINITY_BITS or bits == INT64_MIN):
-        raise ValueError(f"eps must be zero or more, got {eps[0]}")
-    return 0
 
 
 # ---- rows -------------------------------------------------------------------------------------
@@ -218,9 +234,13 @@ cdef inline int write_back(cnp.ndarray target, cnp.ndarray rows) except -1:
 
 cdef inline void extent(cnp.ndarray array, char** low, char** high) noexcept:
     """The bytes [low, high) that hold every element."""
+    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(array)
+    cdef int axis
     low[0] = <char*>cnp.PyArray_DATA(array)
     if cnp.PyArray_IS_C_CONTIGUOUS(array):
-        high[0] = low[0] + count_rows(array) * last_axis(array) * <Py_ssize_t>sizeof(float)
+        for axis in range(cnp.PyArray_NDIM(array)):
+            size *= cnp.PyArray_DIM(array, axis)
+        high[0] = low[0] + size
     else:
         strided_extent(array, low, high)
 
@@ -228,7 +248,7 @@ cdef inline void extent(cnp.ndarray array, char** low, char** high) noexcept:
 cdef void strided_extent(cnp.ndarray array, char** low, char** high) noexcept:
     cdef int axis
     cdef Py_ssize_t reach
-    high[0] = low[0] + sizeof(float)
+    high[0] = low[0] + cnp.PyArray_ITEMSIZE(array)
     for axis in range(cnp.PyArray_NDIM(array)):
         reach = cnp.PyArray_STRIDE(array, axis) * (cnp.PyArray_DIM(array, axis) - 1)
         if reach > 0:
@@ -237,16 +257,34 @@ cdef void strided_extent(cnp.ndarray array, char** low, char** high) noexcept:
             low[0] += reach
 
 
-cdef inline bint overlaps(cnp.ndarray a, cnp.ndarray b) except -1:
-    """Whether the two share memory: bounds first, then NumPy's exact answer."""
+cdef inline bint bounds_meet(cnp.ndarray a, cnp.ndarray b) noexcept:
     cdef char *a_low, *a_high, *b_low, *b_high
     extent(a, &a_low, &a_high)
     extent(b, &b_low, &b_high)
-    return a_low < b_high and b_low < a_high and share_elements(a, b)
+    return a_low < b_high and b_low < a_high
+
+
+cdef inline bint overlaps(cnp.ndarray a, cnp.ndarray b) except -1:
+    """Whether the two share memory: bounds first, then NumPy's exact answer."""
+    return bounds_meet(a, b) and share_elements(a, b)
+
+
+# Without NumPy's dispatch, which is Python code: a signal's handler could run there.
+cdef object shares_memory = np.shares_memory._implementation
 
 
 cdef bint share_elements(cnp.ndarray a, cnp.ndarray b) except -1:
-    return cnp.PyArray_SIZE(a) > 0 and cnp.PyArray_SIZE(b) > 0 and np.shares_memory(a, b)
+    """NumPy's exact answer. Up to Python 3.11 the tuple of its arguments might be what sets off a
+    collection of garbage, and with that a finalizer."""
+    cdef bint collects
+    if cnp.PyArray_SIZE(a) == 0 or cnp.PyArray_SIZE(b) == 0:
+        return False
+    collects = PyGC_Disable()
+    try:
+        return shares_memory(a, b)
+    finally:
+        if collects:
+            PyGC_Enable()
 
 
 cdef inline bint same_view(cnp.ndarray a, cnp.ndarray b) noexcept:

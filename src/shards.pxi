@@ -43,9 +43,12 @@ def sum_squares(x, *, out=None):
     array([25.])
     """
     cdef Job job
-    cdef cnp.ndarray x_in = as_array(x, "x")
-    start_job(&job, last_axis(x_in), 0.0, 0.0, False)
-    return sum_rows(&job, kernels.row_squares, &job.squares, x_in, None, None, out)
+    cdef cnp.ndarray x_in, target
+    take_numbers(&job, 0.0, 0.0)
+    x_in, target = as_array(x, "x"), as_sums_output(out)
+    start_job(&job, x_in, False)
+    target = sum_rows(&job, kernels.row_squares, &job.squares, x_in, None, None, target)
+    return target if out is None else out
 
 
 def sum_products(dy, x, weight=None, *, weight_offset=0.0, out=None):
@@ -83,10 +86,15 @@ def sum_products(dy, x, weight=None, *, weight_offset=0.0, out=None):
     array([11.])
     """
     cdef Job job
-    cdef cnp.ndarray x_in = as_array(x, "x"), dy_in = as_array(dy, "dy")
+    cdef cnp.ndarray x_in, dy_in, w, target
+    take_numbers(&job, 0.0, weight_offset)
+    dy_in, x_in, w = as_array(dy, "dy"), as_array(x, "x"), as_array(weight, "weight")
+    target = as_sums_output(out)
+    start_job(&job, x_in, False)
+    check_array(dy_in, "dy")
     check_same_shape(dy_in, "dy", x_in, "x")
-    start_job(&job, last_axis(x_in), 0.0, weight_offset, False)
-    return sum_rows(&job, kernels.row_products, &job.products, x_in, dy_in, weight, out)
+    target = sum_rows(&job, kernels.row_products, &job.products, x_in, dy_in, w, target)
+    return target if out is None else out
 
 
 def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0, out=None):
@@ -137,28 +145,32 @@ def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0,
     (array([[0.8485278]], dtype=float32), array([[1.1313704]], dtype=float32))
     """
     cdef Job job
-    cdef cnp.ndarray x_in = as_array(x, "x"), y, y_rows, squares, w = None
+    cdef cnp.ndarray x_in, squares, w, y, x_rows, squares_row, w_row, y_rows
     cdef object result = out
-    start_job(&job, last_axis(x_in), eps, weight_offset, False)
-    job.size = as_size(size, job.n)
-    squares = as_sums(sum_squares, "sum_squares", x_in)
-    if weight is not None:
-        w = as_vector(weight, "weight", job.n)
-    if out is None:
+    cdef Py_ssize_t whole
+    take_numbers(&job, eps, weight_offset)
+    whole = as_size(size)
+    x_in, squares = as_array(x, "x"), as_sums(sum_squares, "sum_squares")
+    w, y = as_array(weight, "weight"), as_array(out, "out")
+    start_job(&job, x_in, False)
+    job.size = checked_size(whole, job.n)
+    check_sums(squares, "sum_squares", x_in)
+    if w is not None:
+        check_vector(w, "weight", job.n)
+    if y is None:
         y = result = new_like(x_in)
     else:
-        y = as_output(out, "out", x_in, "x")
-        x_in = apart(x_in, y)
+        check_output(y, "out", x_in, "x")
     if w is not None:
-        w = weight_beside(w, y)
-        job.weight = <const float*>cnp.PyArray_DATA(w)
-    squares = sums_beside(squares, y)
-    x_in = input_rows(x_in, &job.x_stride)
+        w_row = weight_beside(w, y)
+        job.weight = <const float*>cnp.PyArray_DATA(w_row)
+    squares_row = sums_beside(squares, y)
+    x_rows = input_rows(apart(x_in, y), &job.x_stride)
     y_rows = output_rows(y, &job.y_stride)
-    job.x = <const float*>cnp.PyArray_DATA(x_in)
+    job.x = <const float*>cnp.PyArray_DATA(x_rows)
     job.y = <float*>cnp.PyArray_DATA(y_rows)
-    job.squares = <double*>cnp.PyArray_DATA(squares)
-    run(kernels.rms_scale, &job, count_rows(x_in))
+    job.squares = <double*>cnp.PyArray_DATA(squares_row)
+    run(kernels.rms_scale, &job, count_rows(x_rows))
     write_back(y, y_rows)
     return result
 
@@ -216,69 +228,82 @@ def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=
                      (sum_squares, sum_products, size))
 
 
-cdef object sum_rows(Job* job, rows_kernel kernel, double** sums, cnp.ndarray x, cnp.ndarray dy,
-                     object weight, object out):
-    """Run a kernel that takes one sum a row, into `out` or a new array."""
-    cdef cnp.ndarray target, rows, w = None
-    cdef object result = out
-    cdef int ndim = cnp.PyArray_NDIM(x) - 1
+cdef cnp.ndarray sum_rows(Job* job, rows_kernel kernel, double** sums, cnp.ndarray x,
+                          cnp.ndarray dy, cnp.ndarray w, cnp.ndarray target):
+    """Run a kernel that takes one sum a row; return them, in `target` or a new array."""
+    cdef cnp.ndarray rows, x_rows, dy_rows, w_row
     cdef Py_ssize_t unused
-    if weight is not None:
-        w = as_vector(weight, "weight", job.n)
-    # Always a new one: `out` may be anywhere, in any order, and sums are few.
-    rows = cnp.PyArray_ZEROS(ndim, cnp.PyArray_DIMS(x), cnp.NPY_DOUBLE, 0)
-    if out is None:
-        target = result = rows
-    elif isinstance(out, np.float64):
-        raise TypeError("out must be a float64 numpy.ndarray, got a scalar, which stays as it is")
-    else:
-        target = writeable(as_sums(out, "out", x), "out")
     if w is not None:
-        w = input_rows(w, &unused)
-        job.weight = <const float*>cnp.PyArray_DATA(w)
-    x = input_rows(x, &job.x_stride)
-    job.x = <const float*>cnp.PyArray_DATA(x)
+        check_vector(w, "weight", job.n)
+    if target is not None:
+        check_sums(target, "out", x)
+        check_writeable(target, "out")
+    # Always a new one: `out` may be anywhere, in any order, and sums are few.
+    rows = cnp.PyArray_ZEROS(cnp.PyArray_NDIM(x) - 1, cnp.PyArray_DIMS(x), cnp.NPY_DOUBLE, 0)
+    if w is not None:
+        w_row = input_rows(w, &unused)
+        job.weight = <const float*>cnp.PyArray_DATA(w_row)
+    x_rows = input_rows(x, &job.x_stride)
+    job.x = <const float*>cnp.PyArray_DATA(x_rows)
     if dy is not None:
-        dy = input_rows(dy, &job.dy_stride)
-        job.dy = <const float*>cnp.PyArray_DATA(dy)
+        dy_rows = input_rows(dy, &job.dy_stride)
+        job.dy = <const float*>cnp.PyArray_DATA(dy_rows)
     sums[0] = <double*>cnp.PyArray_DATA(rows)
-    run(kernel, job, count_rows(x))
+    run(kernel, job, count_rows(x_rows))
+    if target is None:
+        return rows
     write_back(target, rows)
-    return result
+    return target
 
 
-cdef cnp.ndarray as_sums(object value, str name, cnp.ndarray x):
-    """`value` as a plain float64 array of the shape of x without its last axis."""
-    cdef cnp.ndarray array
-    cdef tuple shape = shape_of(x)[:-1]
+cdef cnp.ndarray as_sums(object value, str name):
+    """as_array for sums, which are no buffers: a scalar is those of a single row."""
+    if PyArray_CheckExact(value):
+        return <cnp.ndarray>value
     refuse_masked(value, name)
-    if not isinstance(value, (np.ndarray, np.float64)):
+    if not isinstance(value, (cnp.ndarray, np.float64)):
         raise TypeError(f"{name} must be a float64 numpy.ndarray, got {type(value).__name__}")
-    array = np.asarray(value)
+    return np.asarray(value)
+
+
+cdef cnp.ndarray as_sums_output(object out):
+    if out is None:
+        return None
+    if isinstance(out, np.float64):
+        raise TypeError("out must be a float64 numpy.ndarray, got a scalar, which stays as it is")
+    return as_sums(out, "out")
+
+
+cdef int check_sums(cnp.ndarray array, str name, cnp.ndarray x) except -1:
+    """A native float64 array of the shape of x without its last axis."""
+    cdef int ndim = cnp.PyArray_NDIM(x) - 1
     if cnp.PyArray_TYPE(array) != cnp.NPY_DOUBLE or cnp.PyArray_ISBYTESWAPPED(array):
         raise TypeError(f"{name} must be native float64, got {array.dtype.str!r} ({array.dtype})")
-    if shape_of(array) != shape:
-        raise ValueError(f"{name} must have the shape of x without its last axis, {shape}, "
-                         f"got {shape_of(array)}")
-    return array
+    if (cnp.PyArray_NDIM(array) != ndim
+            or not cnp.PyArray_CompareLists(cnp.PyArray_DIMS(array), cnp.PyArray_DIMS(x), ndim)):
+        raise ValueError(f"{name} must have the shape of x without its last axis, "
+                         f"{shape_of(x)[:-1]}, got {shape_of(array)}")
+    return 0
 
 
 cdef cnp.ndarray sums_beside(cnp.ndarray sums, cnp.ndarray output):
     """Sums that a kernel can read straight through while it writes `output`."""
     if (not cnp.PyArray_IS_C_CONTIGUOUS(sums) or not cnp.PyArray_ISALIGNED(sums)
-            or np.may_share_memory(sums, output)):
+            or bounds_meet(sums, output)):
         return copy_of(sums)
     return sums
 
 
-cdef Py_ssize_t as_size(object value, Py_ssize_t n) except -1:
-    cdef Py_ssize_t size
+cdef Py_ssize_t as_size(object value) except? -1:
     try:
-        size = value
+        return value
     except TypeError:
         raise TypeError(f"size must be an integer, got {type(value).__name__}") from None
     except OverflowError:
         raise ValueError("size must be below 2**40, got a larger integer") from None
+
+
+cdef Py_ssize_t checked_size(Py_ssize_t size, Py_ssize_t n) except -1:
     if not n <= size < MOST_SIZE:
         raise ValueError(f"size, the length of the whole row, must be at least that of x, {n}, "
                          f"and below 2**40, got {size}")

@@ -248,7 +248,7 @@ def no_forced_switch():
     sys.setswitchinterval(interval)
 
 
-# Not those with sums, for which NumPy itself lets go of the GIL: np.zeros, np.may_share_memory.
+# Not those with sums, for which NumPy itself lets go of the GIL: np.zeros.
 @pytest.mark.parametrize("function", [f for f in FUNCTIONS if not SUMS[f]])
 def test_gil_is_released(no_forced_switch, restore, arrays, function):
     """Another Python thread makes progress while one large call runs."""

@@ -1,0 +1,166 @@
+"""Arguments whose conversion runs the caller's code, which changes the arrays of the same call.
+
+Such a call must do what it would have done with the arrays as that code left them.
+"""
+
+import sys
+
+import numpy as np
+import pytest
+
+import fastrms
+
+from .signatures import ARGUMENTS, FUNCTIONS, MATRICES, NUMBER_ARGUMENTS, SUM_ARGUMENTS, N
+
+# (1, n) becomes n rows of n, for code that has taken n before; (n, 1) one row of 1.
+SHAPES = [(1, N), (N, 1), (2, N // 2)]
+SCALARS = [*NUMBER_ARGUMENTS, ("rms_scale", "size"), ("rms_scale_backward", "size")]
+VALUES = {"eps": 1e-5, "weight_offset": 0.5, "scale": 0.5, "size": 10 * N}
+
+
+def _flat(array):
+    """Give a matrix another shape, in place: rows of 1, or one row."""
+    array.shape = (array.size, 1) if array.shape[-1] > 1 else (1, array.size)
+
+
+def _as_bytes(array):
+    array.dtype = np.uint8
+
+
+def _read_only(array):
+    array.flags.writeable = False
+
+
+CHANGES = pytest.mark.parametrize("change", [_flat, _as_bytes, _read_only])
+
+
+class Number:
+    """A number that runs code as it is converted."""
+
+    def __init__(self, value, code):
+        self.value, self.code = value, code
+
+    def __float__(self):
+        self.code()
+        return float(self.value)
+
+    def __index__(self):
+        self.code()
+        return self.value
+
+
+class Claims(np.ndarray):
+    """An array that runs code when it is asked for its class."""
+
+    code = staticmethod(lambda: None)
+
+    @property
+    def __class__(self):
+        self.code()
+        return Claims
+
+
+class Exporter:
+    """A buffer that runs code as it is exported, and as it is released (Python 3.12)."""
+
+    def __init__(self, array, code):
+        self.array, self.code = array, code
+
+    def __buffer__(self, flags):
+        self.code()
+        return memoryview(self.array)
+
+    def __release_buffer__(self, buffer):
+        self.code()
+
+
+def _outcome(function, arguments):
+    """Return what a call raises, or the bytes of what it returns, with shapes."""
+    try:
+        results = getattr(fastrms, function)(**arguments)
+    except (TypeError, ValueError) as error:
+        return type(error), str(error)
+    results = results if isinstance(results, tuple) else (results,)
+    return [(np.shape(result), np.asarray(result).tobytes()) for result in results]
+
+
+def _copies(arguments):
+    return {name: np.array(value) for name, value in arguments.items()}
+
+
+def _check(function, arguments, changed, change, name, wrap):
+    """Compare a call whose argument `name` changes others with one on arrays changed before."""
+    before, during = _copies(arguments), _copies(arguments)
+
+    def code():
+        while left:
+            change(left.pop())
+
+    left = [before[other] for other in changed]
+    code()
+    expected = _outcome(function, before)
+    during[name] = wrap(during[name], code)
+    left = [during[other] for other in changed]
+    assert _outcome(function, during) == expected
+    assert not left
+
+
+@CHANGES
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("function", "name"), SCALARS)
+def test_number(arrays, function, name, shape, change):
+    arguments = arrays(function, *shape)
+    arguments[name] = VALUES[name]
+    matrices = MATRICES[function]
+    for changed in (*([m] for m in matrices), matrices):
+        _check(
+            function,
+            arguments,
+            changed,
+            change,
+            name,
+            lambda value, code: Number(value.item(), code),
+        )
+
+
+def _claims(value, code):
+    array = value.view(Claims)
+    array.code = code
+    return array
+
+
+@CHANGES
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("function", "name"), ARGUMENTS + SUM_ARGUMENTS)
+def test_subclass(arrays, function, name, shape, change):
+    others = [m for m in MATRICES[function] if m != name]
+    for changed in (*([m] for m in others), others):
+        if changed:
+            _check(function, arrays(function, *shape), changed, change, name, _claims)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="__buffer__ is new in 3.12")
+@CHANGES
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("function", "name"), ARGUMENTS)
+def test_exporter(arrays, function, name, shape, change):
+    others = [m for m in MATRICES[function] if m != name]
+    for changed in (*([m] for m in others), others):
+        if changed:
+            _check(function, arrays(function, *shape), changed, change, name, Exporter)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_plain_arrays_run_no_python_code(arrays, function):
+    """Not even where outputs lie between the rows of inputs, and NumPy has to say whether they
+    share memory: a signal's handler runs wherever Python code does."""
+    memory = np.ones((3, 3, N), np.float32)
+    matrices = {name: memory[:, k] for k, name in enumerate(MATRICES[function])}
+    arguments = arrays(function, 3, N) | matrices
+    frames = []
+    sys.setprofile(lambda frame, event, _: frames.append((event, frame.f_code.co_name)))
+    try:
+        getattr(fastrms, function)(**arguments)
+    finally:
+        sys.setprofile(None)
+    assert not [name for event, name in frames if event == "call"]
