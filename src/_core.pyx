@@ -353,7 +353,7 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     if accumulate and dx is None and dweight is None:
         raise ValueError("accumulate=True needs dx= or dweight=, an array to add to")
     if dweight is not None:
-        check_vector(dweight_out, "dweight", job.n)
+        check_vector(dweight_out, "dweight", job.n, output=True)
         check_writeable(dweight_out, "dweight")
     elif w is not None:
         dweight_out = dweight_result = new_like(w)

@@ -20,12 +20,23 @@ cdef inline int take_number(double* number, object value, str name) except -1:
 
 
 cdef int take_other_number(double* number, object value, str name) except -1:
+    """float(value), but not of what NumPy would convert with a warning, or by reading text."""
+    if isinstance(value, (cnp.ndarray, np.generic)):
+        refuse_masked_number(value, name)
+        if value.dtype.kind not in "biuf":
+            raise TypeError(f"{name} must be a real number, got {value.dtype}")
     try:
         number[0] = PyFloat_AsDouble(value)
     except TypeError:
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}") from None
     except OverflowError:
         raise ValueError(f"{name} must fit a float64, got a larger integer") from None
+    return 0
+
+
+cdef int refuse_masked_number(object value, str name) except -1:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain number, got a masked array")
     return 0
 
 
@@ -66,7 +77,7 @@ cdef str no_array(object value, str name):
 cdef int refuse_masked(object value, str name) except -1:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be a plain array, got a masked array, whose mask would be "
-                        f"lost; pass {name}.filled(...) or {name}.data")
+                        f"lost; pass {name}.data, or for an input {name}.filled(...)")
     return 0
 
 
@@ -92,11 +103,11 @@ cdef str way_out(object value, str name):
 # ---- what it is -------------------------------------------------------------------------------
 # From here to the kernel no code of the caller's runs, but after a refusal.
 
-cdef inline int check_array(cnp.ndarray array, str name) except -1:
+cdef inline int check_array(cnp.ndarray array, str name, bint output=False) except -1:
     """A native float32 array with a last axis, or TypeError / ValueError."""
     if array is not None and is_float32(array):
         return 0
-    return refuse_array(array, name)
+    return refuse_array(array, name, output)
 
 
 cdef inline bint is_float32(cnp.ndarray array) noexcept:
@@ -104,26 +115,29 @@ cdef inline bint is_float32(cnp.ndarray array) noexcept:
             and cnp.PyArray_NDIM(array) > 0)
 
 
-cdef int refuse_array(cnp.ndarray array, str name) except -1:
+cdef int refuse_array(cnp.ndarray array, str name, bint output) except -1:
     if array is None:
         raise TypeError(no_array(None, name))
     if cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT or cnp.PyArray_ISBYTESWAPPED(array):
+        # A converted output would take the result along when it is dropped after the call.
         raise TypeError(f"{name} must be native float32, got {array.dtype.str!r} ({array.dtype}); "
-                        f"convert it first: {name}.astype(np.float32)")
+                        + ("it is written, so allocate it as float32, and keep it" if output
+                           else f"convert it first: {name}.astype(np.float32)"))
     raise ValueError(f"{name} must have at least one axis, got a 0-d array")
 
 
 cdef inline int check_output(cnp.ndarray array, str name, cnp.ndarray like,
                              str like_name) except -1:
     """A writeable array of the shape of `like`."""
-    check_array(array, name)
+    check_array(array, name, output=True)
     check_same_shape(array, name, like, like_name)
     return check_writeable(array, name)
 
 
 cdef inline int check_writeable(cnp.ndarray array, str name) except -1:
     if not cnp.PyArray_ISWRITEABLE(array):
-        raise ValueError(f"{name} must be writeable, got a read-only array")
+        raise ValueError(f"{name} must be writeable, got a read-only array; "
+                         "pass one of your own, and keep it")
     return 0
 
 
@@ -135,9 +149,10 @@ cdef inline int check_same_shape(cnp.ndarray array, str name, cnp.ndarray like,
     return 0
 
 
-cdef inline int check_vector(cnp.ndarray array, str name, Py_ssize_t n) except -1:
+cdef inline int check_vector(cnp.ndarray array, str name, Py_ssize_t n,
+                             bint output=False) except -1:
     """A float32 array of shape (n,)."""
-    check_array(array, name)
+    check_array(array, name, output)
     if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != n:
         raise ValueError(f"{name} must have shape ({n},), the last axis of x, "
                          f"got {shape_of(array)}")

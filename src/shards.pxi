@@ -236,7 +236,7 @@ cdef cnp.ndarray sum_rows(Job* job, rows_kernel kernel, double** sums, cnp.ndarr
     if w is not None:
         check_vector(w, "weight", job.n)
     if target is not None:
-        check_sums(target, "out", x)
+        check_sums(target, "out", x, output=True)
         check_writeable(target, "out")
     # Always a new one: `out` may be anywhere, in any order, and sums are few.
     rows = cnp.PyArray_ZEROS(cnp.PyArray_NDIM(x) - 1, cnp.PyArray_DIMS(x), cnp.NPY_DOUBLE, 0)
@@ -274,11 +274,13 @@ cdef cnp.ndarray as_sums_output(object out):
     return as_sums(out, "out")
 
 
-cdef int check_sums(cnp.ndarray array, str name, cnp.ndarray x) except -1:
+cdef int check_sums(cnp.ndarray array, str name, cnp.ndarray x, bint output=False) except -1:
     """A native float64 array of the shape of x without its last axis."""
     cdef int ndim = cnp.PyArray_NDIM(x) - 1
     if cnp.PyArray_TYPE(array) != cnp.NPY_DOUBLE or cnp.PyArray_ISBYTESWAPPED(array):
-        raise TypeError(f"{name} must be native float64, got {array.dtype.str!r} ({array.dtype})")
+        raise TypeError(f"{name} must be native float64, got {array.dtype.str!r} ({array.dtype}); "
+                        + ("it is written, so allocate it as float64, and keep it" if output
+                           else f"convert it first: {name}.astype(np.float64)"))
     if (cnp.PyArray_NDIM(array) != ndim
             or not cnp.PyArray_CompareLists(cnp.PyArray_DIMS(array), cnp.PyArray_DIMS(x), ndim)):
         raise ValueError(f"{name} must have the shape of x without its last axis, "
@@ -295,6 +297,7 @@ cdef cnp.ndarray sums_beside(cnp.ndarray sums, cnp.ndarray output):
 
 
 cdef Py_ssize_t as_size(object value) except? -1:
+    refuse_masked_number(value, "size")
     try:
         return value
     except TypeError:

@@ -113,6 +113,29 @@ def test_message_says_what_came(arrays, refuse, function, name, came):
     refuse(function, arguments, TypeError, rf"\b{name}\b.*got .*{arguments[name].dtype}")
 
 
+@pytest.mark.parametrize("wrong", ["the other one", "float16", "byte-swapped", "bytes"])
+@pytest.mark.parametrize(("function", "name"), OUTPUT_ARGUMENTS)
+def test_output_is_not_to_be_converted(arrays, refuse, function, name, wrong):
+    """out.astype(...) would be a temporary array: the result would be lost with it."""
+    arguments = arrays(function)
+    wanted = arguments[name].dtype
+    arguments[name] = WRONG_TYPES[wrong](arguments[name])
+    hint = f"allocate it as {wanted}, and keep it"
+    if (wrong, wanted) == ("bytes", np.float64):
+        hint = "float64 numpy.ndarray, got bytes"  # sums are no buffers
+    refuse(function, arguments, TypeError, rf"\b{name}\b.*{hint}$")
+
+
+@pytest.mark.parametrize(("function", "name"), ARGUMENTS + SUM_ARGUMENTS)
+def test_input_is_to_be_converted(arrays, refuse, function, name):
+    if (function, name) in OUTPUT_ARGUMENTS:
+        return
+    arguments = arrays(function)
+    wanted = arguments[name].dtype
+    arguments[name] = arguments[name].astype(np.float16)
+    refuse(function, arguments, TypeError, rf"{name}\.astype\(np\.{wanted}\)$")
+
+
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize(("function", "name"), ARGUMENTS + SUM_ARGUMENTS)
 def test_masked_array(arrays, refuse, function, name, mask):
@@ -173,10 +196,24 @@ def test_bad_eps(arrays, refuse, function, eps):
     refuse(function, {**arrays(function), "eps": eps}, ValueError, r"\beps\b")
 
 
-@pytest.mark.parametrize("bad", ["1e-5", None, 1j, [1e-5], np.ones(2)])
+NOT_REAL = ["1e-5", None, 1j, [1e-5], np.ones(2)]
+# NumPy converts these, with a warning or from text.
+NOT_REAL += [np.complex64(1e-5), np.array(1e-5 + 0j), np.str_("1"), np.bytes_(b"1"), np.array("1")]
+
+
+@pytest.mark.parametrize("bad", NOT_REAL)
 @pytest.mark.parametrize(("function", "name"), NUMBER_ARGUMENTS)
 def test_number_of_a_wrong_type(arrays, refuse, function, name, bad):
     refuse(function, {**arrays(function), name: bad}, TypeError, rf"\b{name}\b")
+
+
+@pytest.mark.parametrize("bad", [np.ma.masked, np.ma.array(1, mask=True), np.ma.array(1)])
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [*NUMBER_ARGUMENTS, ("rms_scale", "size"), ("rms_scale_backward", "size")],
+)
+def test_masked_number(arrays, refuse, function, name, bad):
+    refuse(function, {**arrays(function), name: bad}, TypeError, rf"\b{name}\b.*masked")
 
 
 @pytest.mark.parametrize(("function", "name"), NUMBER_ARGUMENTS)
