@@ -49,6 +49,7 @@ typedef void (*pool_item)(const void *call, long item);
 static struct {
     uint32_t gate;
     uint32_t busy;  /* one call has the workers; another thread's does without them */
+    uint32_t number;  /* of the call */
     int workers;
     int cpu;        /* of the caller, when it last woke someone */
     pool_item run;
@@ -89,13 +90,14 @@ static void pool_work(int own) {
     __atomic_fetch_and(&pool.gate, ~POOL_OPEN, __ATOMIC_RELAXED);
 }
 
-/* Join the call that is open, if it wants this worker, and work on it. */
-static int pool_join(int own) {
+/* Join the call that is open, if it wants this worker, and work on it. *joined is its number. */
+static int pool_join(int own, uint32_t *joined) {
     uint32_t gate = __atomic_load_n(&pool.gate, __ATOMIC_SEQ_CST);
     do {
         if (!(gate & POOL_OPEN) || (uint32_t)own >= (gate & ~POOL_OPEN) / POOL_SEAT) return 0;
     } while (!__atomic_compare_exchange_n(&pool.gate, &gate, gate + 1, 0, __ATOMIC_ACQUIRE,
                                           __ATOMIC_RELAXED));
+    *joined = __atomic_load_n(&pool.number, __ATOMIC_RELAXED);
     pool_work(own);
     __atomic_fetch_sub(&pool.gate, 1, __ATOMIC_RELEASE);
     return 1;
@@ -115,16 +117,17 @@ static void pool_make_way(void) {
 static void *pool_worker(void *number) {
     const int own = (int)(intptr_t)number;
     uint32_t *asleep = &pool.thread[own].asleep;
-    int took_part = 0;  /* in the call that is going on */
+    uint32_t joined = 0;
     for (;;) {
         for (int look = 0; look < POOL_LOOKS; look++) {
-            took_part = pool_join(own)
-                || (took_part && __atomic_load_n(&pool.busy, __ATOMIC_RELAXED));
-            if (took_part) look = 0;
+            /* In the call that goes on it took part: the next one may want it as well. */
+            if (pool_join(own, &joined)
+                || (__atomic_load_n(&pool.busy, __ATOMIC_RELAXED)
+                    && __atomic_load_n(&pool.number, __ATOMIC_RELAXED) == joined)) look = 0;
             pool_pause();
         }
         __atomic_store_n(asleep, 1, __ATOMIC_SEQ_CST);
-        if (!pool_join(own)) {  /* a call that opened before `asleep` was set woke nobody */
+        if (!pool_join(own, &joined)) {  /* a call that opened before `asleep` was set woke nobody */
             while (__atomic_load_n(asleep, __ATOMIC_ACQUIRE)) pool_futex(asleep, FUTEX_WAIT, 1);
             pool_make_way();
         }
@@ -146,13 +149,16 @@ static void pool_wake(int threads) {
     if (woken) sched_yield();  /* to a worker that has to make way */
 }
 
-/* As many workers as asked for, or as the system gives. They take no signals. */
+/* As many workers as asked for, or as the system gives. They take no signals but for faults of
+ * their own: blocked, those would end the process before faulthandler could say where. */
 static void pool_grow(int workers) {
-    sigset_t all, before;
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+    sigset_t others, before;
     pthread_t thread;
     if (pool.workers >= workers) return;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    sigfillset(&others);
+    for (int k = 0; k < 4; k++) sigdelset(&others, faults[k]);
+    pthread_sigmask(SIG_SETMASK, &others, &before);
     while (pool.workers < workers
            && !pthread_create(&thread, NULL, pool_worker, (void *)(intptr_t)(pool.workers + 1))) {
         pthread_detach(thread);
@@ -175,6 +181,7 @@ static void pool_run(pool_item run, const void *call, long items, int threads, i
         return;
     }
     pool_grow(threads - 1);
+    __atomic_store_n(&pool.number, pool.number + 1, __ATOMIC_RELAXED);
     pool.run = run;
     pool.call = call;
     pool.threads = threads;
