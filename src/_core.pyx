@@ -88,8 +88,9 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     At most 3 ulp from the exact result (2 without weight) over the whole float32 range. A row
     gives the same bits whatever the batch, threads, strides or CPU.
 
-    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements; a longer row is not cut. The
-    first rows of `out` are then done, the others as they were (all, where its layout took a copy).
+    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements, or of a row for each thread
+    where that is more. The first rows of `out` are then done, the others as they were (all, where
+    its layout took a copy).
 
     References
     ----------
@@ -175,8 +176,8 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     dx is within 2e-6 of its row's largest element; dweight within 1e-6 of the sum of
     |dy * xhat|, and its order of summation depends on the number of rows alone.
 
-    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements; 8 rows that are longer are not
-    cut. Some rows of `dx` are then done, the others and `dweight` are as they were.
+    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements, or of 8 rows for each thread
+    where that is more. Some rows of `dx` are then done, the others and `dweight` are as they were.
 
     References
     ----------

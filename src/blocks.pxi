@@ -38,7 +38,7 @@ cdef int run_backward(Job* job, Py_ssize_t rows, float* dweight, bint accumulate
 cdef int run_in_blocks(const Job* job, Py_ssize_t rows, float* dweight,
                        bint accumulate) except -1:
     """Backward in row blocks, each with a partial sum of dweight; it is stored last of all."""
-    cdef Blocks blocks = cut_blocks(rows, job.n)
+    cdef Blocks blocks = cut_blocks(rows, job.n, dweight != NULL)
     cdef Py_ssize_t at_once = 1 if blocks.threads == 1 else blocks.group
     cdef Py_ssize_t sums = 0 if blocks.count <= 1 else at_once
     cdef Py_ssize_t each = (1 + sums) * sizeof(double) + at_once * sizeof(float)
@@ -65,12 +65,15 @@ cdef int run_in_blocks(const Job* job, Py_ssize_t rows, float* dweight,
     return 0
 
 
-cdef inline Blocks cut_blocks(Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
+cdef inline Blocks cut_blocks(Py_ssize_t rows, Py_ssize_t n, bint weighted) noexcept nogil:
     cdef Blocks blocks
+    cdef Py_ssize_t threads = threads_for(rows * n)
     blocks.rows = rows
     blocks.size = max(LEAST_BLOCK, (rows + MOST_BLOCKS - 1) // MOST_BLOCKS)
+    if not weighted:    # no sum of dweight: a block is what suits the threads
+        blocks.size = max(1, min(blocks.size, (rows + threads - 1) // threads))
     blocks.count = (rows + blocks.size - 1) // blocks.size
-    blocks.threads = <int>min(<Py_ssize_t>threads_for(rows * n), max(1, blocks.count))
+    blocks.threads = <int>min(threads, max(1, blocks.count))
     blocks.group = max(1, piece_rows(n) // blocks.size // blocks.threads) * blocks.threads
     blocks.group = min(blocks.group, blocks.count)
     blocks.width = whole_lines(n)

@@ -31,7 +31,8 @@ cdef Py_ssize_t RELEASE_GIL = 16384
 cdef Py_ssize_t parallel_from = 1 << 16
 # The rows of each thread are so many items, for another to take those that it has not begun.
 cdef int ITEMS = 4
-# Between pieces of these many elements a call runs the handlers of signals that came.
+# Between pieces of these many elements, and of a row for each thread at least, a call runs the
+# handlers of signals that came.
 cdef Py_ssize_t PIECE = 1 << 24
 
 cdef int wanted_threads = 0        # 0: what OpenMP would use
@@ -134,7 +135,7 @@ cdef int read_environment() except -1:
 
 cdef int run(rows_kernel kernel, Job* job, Py_ssize_t rows) except -1:
     """A kernel over all rows, in order; without the GIL where it is worth letting go of it."""
-    cdef Py_ssize_t piece, pieces
+    cdef Py_ssize_t first, count
     cdef int threads = threads_for(rows * job.n)
     cdef bint small = rows * job.n < min(RELEASE_GIL, parallel_from)
     cdef fp_state state
@@ -147,12 +148,12 @@ cdef int run(rows_kernel kernel, Job* job, Py_ssize_t rows) except -1:
     restore_fp_state(state)
     if small:
         return 0
-    pieces = (rows + piece_rows(job.n) - 1) // piece_rows(job.n)
-    for piece in range(pieces):
-        if piece > 0:
+    count = max(1, piece_rows(job.n) // threads) * threads      # as many for each thread
+    for first in range(0, rows, count):
+        if first > 0:
             PyErr_CheckSignals()
         with nogil:
-            run_rows(kernel, job, rows * piece // pieces, rows * (piece + 1) // pieces, threads)
+            run_rows(kernel, job, first, min(rows, first + count), threads)
     return 0
 
 

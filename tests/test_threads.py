@@ -188,16 +188,30 @@ def test_workers_take_part(restore, arrays, function):
     """A call waits for no worker, so a worker's time alone shows that it does anything."""
     fastrms.set_num_threads(2)
     call, arguments = getattr(fastrms, function), arrays(function, *LARGE)
+    assert _workers_take_part(lambda: call(**arguments))
 
+
+@needs_openmp
+@pytest.mark.parametrize("rows", [2, 3, 8])
+def test_workers_take_part_in_long_rows(restore, draw, rows):
+    """A row may be longer than the pieces between which Ctrl-C ends a call."""
+    fastrms.set_num_threads(2)
+    row = draw((1 << 23) + 1)
+    x, short = np.broadcast_to(row, (rows, len(row))), draw(rows, 1 << 19)
+    assert _workers_take_part(lambda: fastrms.sum_squares(x))
+    assert _workers_take_part(lambda: fastrms.rms_norm_backward(short, short))
+
+
+def _workers_take_part(call):
     def time_of_others():
         before = time.process_time() - time.thread_time()
         for _ in range(20):
-            call(**arguments)
+            call()
         return time.process_time() - time.thread_time() - before
 
     # Some 20 calls of 1 ms; a worker that only looks for work takes 0.02 ms of each. A machine that
     # has other things to do gets more tries.
-    assert any(time_of_others() > 0.004 for _ in range(50))
+    return any(time_of_others() > 0.004 for _ in range(50))
 
 
 def _time_of_tasks():
