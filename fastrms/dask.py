@@ -1,8 +1,8 @@
 """fastrms for dask arrays: lazy, one task a block, or two where the last axis is in several chunks.
 
-Arguments are checked when the graph is made, by the NumPy functions, on arrays without rows. No
-block of x is joined with another: of a split row only float64 sums leave it. It refuses arrays that
-are not dask's.
+Arguments are checked when the graph is made, by the NumPy functions, on arrays without rows; the
+number of rows may be unknown. No block of x is joined with another: of a split row only float64
+sums leave it. It refuses arrays that are not dask's.
 """
 
 from functools import partial
@@ -49,10 +49,10 @@ def add_rms_norm(
     weight_offset: float = 0.0,
 ) -> tuple[da.Array, da.Array]:
     """Return ``rms_norm(residual + x)`` and ``residual + x``: dask arrays do not change."""
-    check_same_shape(x, "x", residual, "residual")
     empty = no_rows(x, "x"), no_rows(residual, "residual"), alike(weight)
+    check_same_shape(x, "x", residual, "residual")
     fastrms.add_rms_norm(*empty, eps, weight_offset=weight_offset)
-    total = residual + x
+    total = blocks(add, [x, residual.rechunk(x.chunks)])
     return rms_norm(total, weight, eps, weight_offset=weight_offset), total
 
 
@@ -65,8 +65,8 @@ def rms_norm_backward(
     weight_offset: float = 0.0,
 ) -> tuple[da.Array, da.Array | None]:
     """Return dx and dweight: one task a block for both, then float64 sums over the blocks."""
-    check_same_shape(x, "x", dy, "dy")
     empty = no_rows(dy, "dy"), no_rows(x, "x"), alike(weight)
+    check_same_shape(x, "x", dy, "dy")
     fastrms.rms_norm_backward(*empty, eps, weight_offset=weight_offset)
     options = {"eps": eps, "weight_offset": weight_offset}
     arrays, weight = [dy.rechunk(x.chunks), x], cut(weight, x)
@@ -147,6 +147,12 @@ def on_one_thread(function, *arrays, **options):
         _core.limit_threads(previous)
 
 
+def add(x, residual, _):
+    if x.shape != residual.shape:  # of unknown chunks: NumPy would broadcast a block of one row
+        raise ValueError(f"residual must have the shape of x, {x.shape}, got {residual.shape}")
+    return residual + x
+
+
 def squares(x, _):
     return fastrms.sum_squares(x)[..., np.newaxis]
 
@@ -179,14 +185,35 @@ def no_rows(array, name):
         raise TypeError(f"{name} must be a dask array, got {type(array).__name__}")
     if array.ndim == 0:
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
-    return np.empty((0, array.shape[-1]), array.dtype)
+    return empty_like(array, (0, array.shape[-1]), name)
 
 
 def alike(weight):
     """The weight, or an ndarray of its type and shape if it is lazy."""
-    return np.empty(weight.shape, weight.dtype) if isinstance(weight, da.Array) else weight
+    return empty_like(weight, weight.shape, "weight") if isinstance(weight, da.Array) else weight
+
+
+def empty_like(array, shape, name):
+    """An ndarray of the array's type; masked if its blocks are."""
+    if np.isnan(shape).any():
+        raise ValueError(
+            f"{name} must have a last axis of known length, got unknown chunks: "
+            f"call {name}.compute_chunk_sizes()"
+        )
+    return np.empty_like(array._meta, array.dtype, shape=shape)
 
 
 def check_same_shape(x, x_name, other, name):
-    if x.shape != other.shape:
-        raise ValueError(f"{name} must have the shape of {x_name}, {x.shape}, got {other.shape}")
+    """Unknown lengths are taken for equal if they have as many blocks: the tasks compare these."""
+    wanted, got = lengths(x), lengths(other)
+    if wanted != got:
+        unknown = np.isnan(x.shape + other.shape).any()
+        hint = ": call compute_chunk_sizes() on both" if unknown else ""
+        raise ValueError(f"{name} must have the shape of {x_name}, {wanted}, got {got}{hint}")
+
+
+def lengths(array):
+    return tuple(
+        f"unknown in {count} blocks" if np.isnan(length) else length
+        for length, count in zip(array.shape, array.numblocks, strict=True)
+    )

@@ -140,6 +140,39 @@ def test_chunks_of_two_arrays_need_not_fit(given):
     exact_bits(y, fastrms.add_rms_norm(given[0], residual, weight))
 
 
+@pytest.mark.parametrize("chunks", [(5, N), (5, 5)], ids=str)
+def test_unknown_numbers_of_rows(draw, chunks):
+    x, residual, dy, weight = draw(23, N), draw(23, N), draw(23, N), draw(N)
+    lazy = [da.from_array(array, chunks=chunks) for array in (x, residual, dy)]
+    kept = lazy[0][:, 0] > 0
+    unknown = [array[kept] for array in lazy]
+    known = [array[kept].compute_chunk_sizes() for array in lazy]
+    assert np.isnan(unknown[0].shape[0])
+    assert not np.isnan(known[0].shape[0])
+
+    def results(x, residual, dy):
+        y, total = adapter.add_rms_norm(x, residual, weight, **OPTIONS)
+        gradients = adapter.rms_norm_backward(dy, x, weight, **OPTIONS)
+        return adapter.rms_norm(x, weight, **OPTIONS), y, total, *gradients
+
+    for got, wanted in zip(results(*unknown), results(*known), strict=True):
+        assert got.numblocks == wanted.numblocks
+        assert got.compute().tobytes() == wanted.compute().tobytes()
+
+
+@pytest.mark.parametrize("call", [adapter.add_rms_norm, adapter.rms_norm_backward])
+def test_unknown_numbers_of_rows_must_agree(draw, call):
+    x, row = da.from_array(draw(9, N), chunks=(3, N)), da.arange(9, chunks=3)
+    three, two = x[row % 3 > 0], x[:6][row[:6] > 0]
+    for first, second in [(three, two), (three, x)]:
+        with pytest.raises(ValueError, match=r"unknown in 3 blocks.*call compute_chunk_sizes\(\)"):
+            call(first, second)
+    # As many blocks, but of one row, which NumPy would broadcast.
+    lazy = call(three, x[row % 3 > 1])[0]
+    with pytest.raises(ValueError, match="must have the shape of x"):
+        lazy.compute()
+
+
 def test_nothing_runs_before_compute_and_each_block_once(given, monkeypatch):
     x, _, dy, weight = given
     calls = []
@@ -205,6 +238,10 @@ REFUSED = [
     (ValueError, "eps must be zero or more", lambda x, w: (x, w, -1.0)),
     (ValueError, rf"weight must have shape \({N},\)", lambda x, w: (x.rechunk(5), w[1:])),
     (ValueError, "x must have at least one axis, got a 0-d", lambda x, w: (x[0, 0, 0], w)),
+    (ValueError, r"call x\.compute_chunk_sizes", lambda x, w: (x[..., x[0, 0] > 0], w)),
+    (ValueError, r"call weight\.compute_chunk_sizes", lambda x, w: (x, x[0, 0][x[0, 0] > 0])),
+    (TypeError, "x must be a plain array, got a masked", lambda x, w: (da.ma.masked_less(x, 0), w)),
+    (TypeError, "weight must be a plain array", lambda x, w: (x, da.ma.masked_less(x[0, 0], 0))),
 ]
 
 
