@@ -4,9 +4,7 @@ Float32 tensors on the CPU go to fastrms without a copy, every other tensor to t
 function. It refuses to compute anything itself.
 """
 
-import copy
-import inspect
-from functools import cache
+from functools import cache, wraps
 from typing import Any, cast
 
 import fastrms
@@ -21,6 +19,9 @@ except ModuleNotFoundError as error:
 
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812, as everywhere
+
+from . import _torch_probe
+from ._torch_probe import default_eps, is_eps
 
 __all__ = ["RMSNorm", "add_rms_norm", "add_rms_norm_", "patch", "rms_norm"]
 
@@ -213,81 +214,44 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x)
 
 
-def default_eps(eps):
-    """Return what torch takes for eps=None in float32."""
-    return torch.finfo(torch.float32).eps if eps is None else eps
-
-
 class Patched(nn.Module):
-    """What `patch` puts before the class of an RMSNorm module; its own forward takes the rest."""
-
-    def forward(self, x):
-        if takes(x, self.weight):
-            return rms_norm(x, self.weight, **self.fastrms_options)
-        return super().forward(x)
+    """Marks the classes that `patch` gives."""
 
 
 def patch(model: nn.Module) -> int:
     """Let fastrms compute the RMSNorm modules of `model`, and return how many these are.
 
-    They are found by what they compute: on a small random input, with a random weight, as
-    `rms_norm` with weight or 1 + weight does. Each stays the object it is, with its parameters,
-    hooks and names; only its class changes, to a subclass. In place, for good.
+    They are found by what they compute, as `rms_norm` with weight or 1 + weight does; where there
+    is a doubt a module is left alone. Each stays the object it is, with its parameters, hooks and
+    names; only its class changes, to a subclass. In place, for good.
     """
     count = 0
     for module in model.modules():
-        options = options_of(module)
-        if options is not None:
-            module.fastrms_options = options
-            module.__class__ = patched(type(module))
+        found = None if isinstance(module, (Patched, RMSNorm)) else _torch_probe.find(module)
+        if found is not None:
+            module.__class__ = patched(type(module), *found)
             count += 1
     return count
 
 
 @cache
-def patched(cls):
-    return type(cls.__name__, (Patched, cls), {"__module__": cls.__module__})
+def patched(cls, eps_name, input_name, weight_offset):
+    """Return a subclass whose forward is rms_norm for inputs of the kinds that were tried."""
 
+    @wraps(cls.forward)
+    def forward(self, *given, **named):
+        x = given[0] if given else named.get(input_name)
+        weight, eps = self.weight, getattr(self, eps_name)
+        if (
+            len(given) + len(named) == 1
+            and isinstance(x, Tensor)
+            and x.ndim in _torch_probe.RANKS
+            and x.shape[-1:] == weight.shape
+            and is_eps(eps)
+            and takes(x, weight)
+        ):
+            return rms_norm(x, weight, default_eps(eps), weight_offset=weight_offset)
+        return cls.forward(self, *given, **named)
 
-def options_of(module):
-    """Return the eps and weight_offset with which rms_norm is this module, None if there are none.
-
-    Asked are float32 modules on the CPU with a weight of one axis and nothing else, an eps, and a
-    forward of one argument (some norms take a gate) that is the class's own.
-    """
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", ""))
-    weight = getattr(module, "weight", None)
-    if (
-        isinstance(module, (Patched, RMSNorm))
-        or not isinstance(eps, (float, int, type(None)))
-        or [name for name, _ in module.named_parameters()] != ["weight"]
-        or weight.ndim != 1
-        or not takes(weight)
-        or "forward" in vars(module)
-        or len(inspect.signature(module.forward).parameters) != 1
-    ):
-        return None
-    for weight_offset in (0.0, 1.0):
-        options = {"eps": default_eps(eps), "weight_offset": weight_offset}
-        if computes(module, options):
-            return options
-    return None
-
-
-@torch.no_grad()
-def computes(module, options):
-    """Whether rms_norm with these options gives what the module's class does to random rows."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(module.weight.shape, generator=generator)
-    x = torch.randn(3, len(weight), generator=generator)
-    # Beside an ordinary row, one as small as eps, where its value and place show, and a large one.
-    x *= torch.tensor([[1.0], [options["eps"] ** 0.5], [1e3]])
-    probe = copy.copy(module)  # without the hooks' effects: its forward is called, not itself
-    probe._parameters = {"weight": nn.Parameter(weight)}
-    try:
-        got = type(module).forward(probe, x.clone())
-    except Exception:  # a forward that does not take a matrix is no norm of its rows
-        return False
-    wanted = rms_norm(x, weight, **options)
-    # Both within a few float32 roundings of the exact value.
-    return isinstance(got, Tensor) and torch.allclose(got, wanted, 1e-5, 1e-6, equal_nan=True)
+    names = {"forward": forward, "__module__": cls.__module__}
+    return type(cls.__name__, (Patched, cls), names)
