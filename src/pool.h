@@ -41,15 +41,16 @@ typedef void (*pool_item)(const void *call, long item);
 #define POOL_ROW 8
 
 /* The gate is OPEN while a call has items that nobody began. It holds the call's threads, SEAT for
- * each, and how many workers are INSIDE: joined, and not left yet. */
+ * each, how many workers are INSIDE: joined, and not left yet, and whether the caller is ASLEEP
+ * until the last of them leaves. */
 #define POOL_OPEN 0x80000000u
+#define POOL_ASLEEP 0x40000000u
 #define POOL_SEAT 0x1000u
 #define POOL_INSIDE (POOL_SEAT - 1)
 
 static struct {
     uint32_t gate;
     uint32_t busy;  /* one call has the workers; another thread's does without them */
-    uint32_t number;  /* of the call */
     int workers;
     int cpu;        /* of the caller, when it last woke someone */
     pool_item run;
@@ -90,16 +91,20 @@ static void pool_work(int own) {
     __atomic_fetch_and(&pool.gate, ~POOL_OPEN, __ATOMIC_RELAXED);
 }
 
-/* Join the call that is open, if it wants this worker, and work on it. *joined is its number. */
-static int pool_join(int own, uint32_t *joined) {
+static inline int pool_wants(uint32_t gate, int own) {
+    return (uint32_t)own < (gate & ~(POOL_OPEN | POOL_ASLEEP)) / POOL_SEAT;
+}
+
+/* Join the call that is open, if it wants this worker, and work on it. */
+static int pool_join(int own) {
     uint32_t gate = __atomic_load_n(&pool.gate, __ATOMIC_SEQ_CST);
     do {
-        if (!(gate & POOL_OPEN) || (uint32_t)own >= (gate & ~POOL_OPEN) / POOL_SEAT) return 0;
+        if (!(gate & POOL_OPEN) || !pool_wants(gate, own)) return 0;
     } while (!__atomic_compare_exchange_n(&pool.gate, &gate, gate + 1, 0, __ATOMIC_ACQUIRE,
                                           __ATOMIC_RELAXED));
-    *joined = __atomic_load_n(&pool.number, __ATOMIC_RELAXED);
     pool_work(own);
-    __atomic_fetch_sub(&pool.gate, 1, __ATOMIC_RELEASE);
+    gate = __atomic_sub_fetch(&pool.gate, 1, __ATOMIC_RELEASE);
+    if ((gate & POOL_ASLEEP) && !(gate & POOL_INSIDE)) pool_futex(&pool.gate, FUTEX_WAKE, 1);
     return 1;
 }
 
@@ -117,17 +122,17 @@ static void pool_make_way(void) {
 static void *pool_worker(void *number) {
     const int own = (int)(intptr_t)number;
     uint32_t *asleep = &pool.thread[own].asleep;
-    uint32_t joined = 0;
+    int took_part = 0;  /* in a call that is going on, as far as this worker can tell */
     for (;;) {
         for (int look = 0; look < POOL_LOOKS; look++) {
-            /* In the call that goes on it took part: the next one may want it as well. */
-            if (pool_join(own, &joined)
-                || (__atomic_load_n(&pool.busy, __ATOMIC_RELAXED)
-                    && __atomic_load_n(&pool.number, __ATOMIC_RELAXED) == joined)) look = 0;
+            took_part = pool_join(own)
+                || (took_part && __atomic_load_n(&pool.busy, __ATOMIC_RELAXED)
+                    && pool_wants(__atomic_load_n(&pool.gate, __ATOMIC_RELAXED), own));
+            if (took_part) look = 0;
             pool_pause();
         }
         __atomic_store_n(asleep, 1, __ATOMIC_SEQ_CST);
-        if (!pool_join(own, &joined)) {  /* a call that opened before `asleep` was set woke nobody */
+        if (!pool_join(own)) {  /* a call that opened before `asleep` was set woke nobody */
             while (__atomic_load_n(asleep, __ATOMIC_ACQUIRE)) pool_futex(asleep, FUTEX_WAIT, 1);
             pool_make_way();
         }
@@ -149,22 +154,37 @@ static void pool_wake(int threads) {
     if (woken) sched_yield();  /* to a worker that has to make way */
 }
 
-/* As many workers as asked for, or as the system gives. They take no signals but for faults of
- * their own: blocked, those would end the process before faulthandler could say where. */
+/* As many workers as asked for, or as the system gives. They take no signals but those of a fault of
+ * their own, which would end the process without a word to its handler (Python's faulthandler). */
 static void pool_grow(int workers) {
-    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
-    sigset_t others, before;
+    const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+    sigset_t blocked, before;
     pthread_t thread;
     if (pool.workers >= workers) return;
-    sigfillset(&others);
-    for (int k = 0; k < 4; k++) sigdelset(&others, faults[k]);
-    pthread_sigmask(SIG_SETMASK, &others, &before);
+    sigfillset(&blocked);
+    for (int k = 0; k < 4; k++) sigdelset(&blocked, faults[k]);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
     while (pool.workers < workers
            && !pthread_create(&thread, NULL, pool_worker, (void *)(intptr_t)(pool.workers + 1))) {
         pthread_detach(thread);
         pool.workers++;
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Until every worker has left. One whose CPU was taken away in the midst of an item may need this
+ * one: it is yielded, and then given up, since one of real-time priority yields to no other. */
+static void pool_wait(void) {
+    uint32_t gate;
+    for (int look = 1; look < POOL_LOOKS; look++) {
+        if (!(__atomic_load_n(&pool.gate, __ATOMIC_ACQUIRE) & POOL_INSIDE)) return;
+        if (look % 16) pool_pause(); else sched_yield();
+    }
+    gate = __atomic_or_fetch(&pool.gate, POOL_ASLEEP, __ATOMIC_ACQUIRE);
+    while (gate & POOL_INSIDE) {
+        pool_futex(&pool.gate, FUTEX_WAIT, gate);
+        gate = __atomic_load_n(&pool.gate, __ATOMIC_ACQUIRE);
+    }
 }
 
 static inline int64_t pool_clock(void) {
@@ -181,7 +201,6 @@ static void pool_run(pool_item run, const void *call, long items, int threads, i
         return;
     }
     pool_grow(threads - 1);
-    __atomic_store_n(&pool.number, pool.number + 1, __ATOMIC_RELAXED);
     pool.run = run;
     pool.call = call;
     pool.threads = threads;
@@ -193,9 +212,7 @@ static void pool_run(pool_item run, const void *call, long items, int threads, i
     pool.row = pool_clock() - pool.end < POOL_GAP ? pool.row + 1 : 0;
     if (!brief || pool.row >= POOL_ROW) pool_wake(threads);
     pool_work(0);
-    /* A worker whose CPU was taken away in the midst of an item may need this one. */
-    for (int k = 1; __atomic_load_n(&pool.gate, __ATOMIC_ACQUIRE) & POOL_INSIDE; k++)
-        if (k % 16) pool_pause(); else sched_yield();
+    pool_wait();
     pool.end = pool_clock();
     __atomic_store_n(&pool.busy, 0, __ATOMIC_RELEASE);
 }

@@ -206,10 +206,8 @@ def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=
 
     Notes
     -----
-    In float64, rounded once, not always with the bits of `rms_norm_backward`. dx is within 2e-6 of
-    the largest |dx| or |g| / rms of its row: where the two terms of dx cancel, the 4 float32
-    roundings of `sum_squares` are left. dweight has the bound of `rms_norm_backward`. Ctrl-C ends a
-    call as it ends that.
+    In float64, rounded once, not always with the bits of `rms_norm_backward`, but within the same
+    bounds. Ctrl-C ends a call as it ends that.
 
     References
     ----------

@@ -9,6 +9,7 @@
 #define FASTRMS_SIMD_H
 
 #include <math.h>
+#include <stdint.h>
 #include <string.h>
 #if defined(__SSE2__)
 #include <immintrin.h>

@@ -2,9 +2,7 @@
 
 import importlib.machinery
 import json
-import os
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -212,58 +210,6 @@ def _workers_take_part(call):
     # Some 20 calls of 1 ms; a worker that only looks for work takes 0.02 ms of each. A machine that
     # has other things to do gets more tries.
     return any(time_of_others() > 0.004 for _ in range(50))
-
-
-def _time_of_tasks():
-    """Return the CPU time of each other thread of this process, in s."""
-    tasks = {task for task in Path("/proc/self/task").iterdir() if int(task.name) != os.getpid()}
-    return {task: int((task / "schedstat").read_text().split()[0]) / 1e9 for task in tasks}
-
-
-@needs_openmp
-@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux's schedstat")
-def test_unwanted_workers_sleep(restore, draw):
-    """Those that took part in a call do not look for another through one that has no use for them.
-
-    They did where they saw none of the time between the two: often, with more threads than CPUs.
-    """
-    x, out = draw(*LARGE), np.empty(LARGE, np.float32)
-    rows = np.broadcast_to(x[0], (400_000, LARGE[1]))
-    for _ in range(15):
-        fastrms.set_num_threads(8)
-        for _ in range(5):
-            fastrms.rms_norm(x, out=out)
-        fastrms.set_num_threads(2)
-        before = _time_of_tasks()
-        fastrms.sum_squares(rows)  # some 20 ms
-        after = _time_of_tasks()
-        spent = sorted(after[task] - before.get(task, 0) for task in after)
-        assert sum(spent[:-1]) < 2e-3
-
-
-FAULT = """
-import faulthandler, os
-import numpy as np
-import fastrms
-faulthandler.enable()
-fastrms.set_num_threads(2)
-x = np.memmap("x", np.float32, "w+", shape=(4096, 4096))
-out = np.empty_like(x)
-x[...] = 1
-for _ in range(10):  # the worker is awake
-    fastrms.rms_norm(x, out=out)
-os.truncate("x", x.nbytes // 2)  # its rows are gone
-fastrms.rms_norm(x, out=out)
-"""
-
-
-@needs_openmp
-@pytest.mark.skipif(sys.platform != "linux", reason="needs SIGBUS beyond a file's end")
-def test_fault_in_a_worker_leaves_a_traceback(python):
-    result = python(FAULT)
-    assert result.returncode == -signal.SIGBUS
-    assert "Fatal Python error: Bus error" in result.stderr
-    assert 'File "<string>", line 13' in result.stderr
 
 
 # Processes and threads of the caller.

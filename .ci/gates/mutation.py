@@ -63,13 +63,17 @@ TYPES = {
     "Job",
     "Row",
     "RowSums",
+    "Lanes",
+    "vec",
+    "wide",
     "Table",
 }
 # What these lines decide is when a result comes, not which: a fetch, a fence, a row to fetch; the
-# sizes from which a call streams, uses threads or lets go of the GIL; pieces between two signals.
+# sizes from which a call streams, aligns, uses threads or lets go of the GIL; the rows of a pass;
+# pieces between two signals. A tail of no float, and a vector that is set before it is read, too.
 SPEED = re.compile(
-    r"fetch|ahead|1 << 17|stream_fence|distance|outgrows_cache|RELEASE_GIL|parallel_from|"
-    r"STREAM_BYTES|LEAST_STREAMED|PIECE|piece|elements \* |ITEMS|brief"
+    r"fetch|FETCHES|ahead|stream_fence|n >= 256|pass_rows|pairs|RELEASE_GIL|parallel_from|"
+    r"PIECE|piece|elements \* |ITEMS|brief|if i < n:|= splat\(0\)"
 )
 # At the very border of a range the two ways to compute are both right.
 BORDER = re.compile(r"SMALL_|LARGE_|TRUSTED|_WEIGHT")
