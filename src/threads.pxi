@@ -135,7 +135,7 @@ cdef int read_environment() except -1:
 
 cdef int run(rows_kernel kernel, Job* job, Py_ssize_t rows) except -1:
     """A kernel over all rows, in order; without the GIL where it is worth letting go of it."""
-    cdef Py_ssize_t first, count
+    cdef Py_ssize_t piece, count
     cdef int threads = threads_for(rows * job.n)
     cdef bint small = rows * job.n < min(RELEASE_GIL, parallel_from)
     cdef fp_state state
@@ -149,11 +149,11 @@ cdef int run(rows_kernel kernel, Job* job, Py_ssize_t rows) except -1:
     if small:
         return 0
     count = max(1, piece_rows(job.n) // threads) * threads      # as many for each thread
-    for first in range(0, rows, count):
-        if first > 0:
+    for piece in range(0, rows, count):
+        if piece > 0:
             PyErr_CheckSignals()
         with nogil:
-            run_rows(kernel, job, first, min(rows, first + count), threads)
+            run_rows(kernel, job, piece, min(rows, piece + count), threads)
     return 0
 
 
