@@ -1,6 +1,6 @@
 # The kernels: forward, add + forward, backward and add over rows of float32, in typed Cython.
 # Each instruction set compiles this one source. It sees pointers and sizes, never an object, and
-# refuses to let the compiler choose an order of summation: lanes and trees stand here as code, so
+# refuses to let the compiler choose an order of summation: lanes and folds stand here as code, so
 # every build gives the same bits (no -ffast-math, -ffp-contract=off).
 #
 # u = 2**-24 is float32's rounding unit. `restrict` promises no *partial* overlap: an output may

@@ -18,11 +18,11 @@ from fastrms import _core
 FULL = os.environ.get("FULL") == "1"
 ROWS = 10_000_000 if FULL else 1_000_000
 SEED = 2019_10_16
-# Vectors of 4 to 16, the line head, trees of 128, chunks of 512 and 1024.
+# Vectors of 4 to 16, the line head, 32 lanes, lengths where a pass takes fewer rows.
 EDGES = (1, 4, 8, 16, 32, 64, 112, 128, 144, 256, 384, 512, 640, 1024, 1152, 2048)
 SPECIALS = np.array(
     [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 2.0**-126, 3.4028235e38, -3.4028235e38,
-     1.0, -1.0, 2.0**-63, 2.0**63, 2.0**-50, 4.0, 2.0**44, 1e19, 1e-19],
+     1.0, -1.0, 2.0**-63, 2.0**63, 2.0**-50, 2.0, 2.0**44, 1e19, 1e-19],
     np.float32,
 )  # fmt: skip
 EPS = (0.0, 1e-5, 1e-6, 5e-324, 1e-45, 1e-30, 2.0**-100, 0.5, 1e30, 1e308, np.inf)
