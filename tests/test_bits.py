@@ -251,6 +251,18 @@ def test_caches_change_no_bit(isa, caches, draw, rows, n, start, l1, stream_byte
     assert np.all(memory[start + rows * n :] == 7)
 
 
+@pytest.mark.parametrize(("rows", "n"), [(290_000, 31), (3, 3_000_001)])
+def test_pieces_between_signals(isa, draw, rows, n):
+    """Large calls look up for Ctrl-C; their rows have the bits that they have a few at a time."""
+    x, dy, weight = draw(rows, n), draw(rows, n), draw(n)
+    few = slice(rows // 3, rows // 3 + max(1, 40_000 // n))
+    y = fastrms.rms_norm(x, weight)
+    assert y[few].tobytes() == fastrms.rms_norm(x[few], weight).tobytes()
+    dx = fastrms.rms_norm_backward(dy, x, weight)[0]
+    assert dx[few].tobytes() == fastrms.rms_norm_backward(dy[few], x[few], weight)[0].tobytes()
+    assert dx[-1].tobytes() == fastrms.rms_norm_backward(dy[-1], x[-1], weight)[0].tobytes()
+
+
 def test_repeated_calls(threads, draw):
     """Threads finish in any order; the answer does not."""
     x, dy, weight = draw(1031, 129), draw(1031, 129), draw(129)
