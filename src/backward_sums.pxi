@@ -60,6 +60,8 @@ cdef inline void add_16(Lanes* lanes, const float* dy, const float* x, Py_ssize_
                 g = g * load_wide(job.factor + j)
             elif factor == WEIGHT:
                 g = g * (splat_wide(job.weight_offset) + take(job.weight + j, count - WIDE * k))
+            if count < WIDE * (k + 1):      # an infinite weight_offset times zeros is NaN
+                g = keep_part(g, count - WIDE * k)
             lanes.xx[k] = add_product(lanes.xx[k], x_wide, x_wide)
             lanes.gx[k] = lanes.gx[k] + g * x_wide
     for k in range(VECS):

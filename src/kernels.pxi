@@ -40,6 +40,7 @@ cdef extern from "simd.h" nogil:
     vec load_part(const float* source, long count)
     void store_part(float* target, vec value, long count)
     wide widen_part(const float* source, long count)
+    wide keep_part(wide value, long count)
     void narrow_part(float* target, wide value, long count)
     void stream(float* target, vec value)
     void stream_fence()

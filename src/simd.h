@@ -33,6 +33,7 @@ typedef float vec __attribute__((vector_size(VEC * 4)));
 typedef double wide __attribute__((vector_size(VEC * 4)));
 typedef float half __attribute__((vector_size(VEC * 2)));  /* what a wide is made of */
 typedef int32_t vec_bits __attribute__((vector_size(VEC * 4)));
+typedef int64_t wide_bits __attribute__((vector_size(VEC * 4)));
 /* Anywhere in memory, whatever type the memory has. */
 typedef float vec_at __attribute__((vector_size(VEC * 4), aligned(4), may_alias));
 typedef double wide_at __attribute__((vector_size(VEC * 4), aligned(8), may_alias));
@@ -141,6 +142,18 @@ static inline wide widen_part(const float *from, long count) {
     float values[VEC];
     store(values, load_part(from, count));
     return widen(values);
+#endif
+}
+
+/* Zero but for the first `count` < WIDE doubles, whatever the others hold. */
+static inline wide keep_part(wide value, long count) {
+#if VEC > 1
+    static const float ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+    const wide_bits kept = widen_part(ones, count) > splat_wide(0);
+    return (wide)((wide_bits)value & kept);
+#else
+    (void)count;
+    return value;
 #endif
 }
 

@@ -209,3 +209,11 @@ def test_a_scalar_is_no_output(draw):
     """Though it passes for the sum of a single row as an input: nobody would see the result."""
     with pytest.raises(TypeError, match=r"out must be .* got a scalar"):
         fastrms.sum_squares(draw(3), out=np.float64(1))
+
+
+@pytest.mark.parametrize("n", range(1, 20))
+def test_an_infinite_offset_reaches_the_row_alone(isa, n):
+    """Not the zeros that fill up its last vector, whose product with it would be NaN."""
+    ones = np.ones((2, n), np.float32)
+    sums = fastrms.sum_products(ones, ones, ones[0], weight_offset=np.inf)
+    assert np.array_equal(sums, [np.inf, np.inf])
