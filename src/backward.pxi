@@ -285,16 +285,14 @@ cdef void start_backward(Job* job) noexcept nogil:
     """
     cdef wide value, offset = splat_wide(job.weight_offset)
     cdef Py_ssize_t i = 0
-    job.by_float64 = choose_path(job.weight, 0, job.n) == BY_FLOAT64
-    if job.factor == NULL and job.factor32 == job.weight:
-        return
-    while i < job.n:
+    while i < job.n and (job.factor != NULL or job.factor32 != job.weight):
         value = offset + take(job.weight + i, job.n - i)
         if job.factor != NULL:
             store_wide(job.factor + i, value)
         if job.factor32 != job.weight:
             narrow(job.factor32 + i, value)
         i += WIDE
+    job.by_float64 = choose_path(job.factor32, 0, job.n) == BY_FLOAT64
 
 
 cdef void add_block(double* dweight, const double* block, Py_ssize_t n) noexcept nogil:

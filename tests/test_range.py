@@ -155,3 +155,11 @@ def test_dweight_that_cancels(isa, rng, rows):
     x[1::2], dy[1::2] = x[::2], -dy[::2]
     _assert_backward(rng.permutation(dy), x, np.ones(33, np.float32), 1e-5)
     _assert_backward(dy, x, np.ones(33, np.float32), 1e-5)
+
+
+def test_a_large_offset_scales_up_no_lost_bits(isa):
+    """dy / rms is subnormal in float32, and the factor that brings dx back is in the offset."""
+    tiny = np.full((3, 5), 1e-45, np.float32)
+    dx, _ = fastrms.rms_norm_backward(tiny, tiny, tiny[0], weight_offset=1e30)
+    exact, _ = reference.rms_norm_backward(tiny, tiny, tiny[0], weight_offset=1e30)
+    np.testing.assert_allclose(dx, exact, rtol=2e-6)
