@@ -12,6 +12,8 @@ import fastrms
 
 from .signatures import ARGUMENTS, FUNCTIONS, MATRICES, NUMBER_ARGUMENTS, SUM_ARGUMENTS, N
 
+# NumPy 2.5 deprecates what this file is about.
+pytestmark = pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
 # (1, n) becomes n rows of n, for code that has taken n before; (n, 1) one row of 1.
 SHAPES = [(1, N), (N, 1), (2, N // 2)]
 SCALARS = [*NUMBER_ARGUMENTS, ("rms_scale", "size"), ("rms_scale_backward", "size")]
