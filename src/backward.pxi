@@ -118,10 +118,10 @@ cdef inline void write(const Row* row, Py_ssize_t i, vec value, Way way) noexcep
 cdef inline void gradient_row(float* terms, const Row* row, const Row* next, const Job* job,
                               Terms kind, Way way, bint pair) noexcept nogil:
     """Phase two in float32 for a row or a pair, the first on cache lines as scale_row."""
-    cdef Py_ssize_t n = job.n, i = 0, end
+    cdef Py_ssize_t n = job.n, i = 0, end, step = LINE if way == STREAM else VEC
     if n >= 256 or way == STREAM:
         i = min(<Py_ssize_t>floats_to_line(row.dx), n)
-    end = i + (n - i) // (LINE if way == STREAM else VEC) * (LINE if way == STREAM else VEC)
+    end = i + (n - i) // step * step
     gradient_few(terms, row, 0, i, job, kind)
     if pair:
         gradient_few(terms, next, 0, i, job, kind)

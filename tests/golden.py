@@ -21,7 +21,7 @@ from fastrms import _core
 
 FILE = Path(__file__).with_suffix(".json")
 
-# Every remainder of a vector, both sides of a block of 128, the widths of models, one long row;
+# Every remainder of a vector, both sides of 32 lanes and of 128, widths of models, one long row;
 # rows for one block of dweight (32 rows), for several, and for more than 64 of them.
 SHAPES = (
     *((9, n) for n in range(1, 18)),
