@@ -77,7 +77,7 @@ cdef inline vec scaled(vec x, vec weight, vec inv_rms, Path path) noexcept nogil
     return x * inv_rms * weight
 
 
-cdef void scale_few(float* y, const float* x, const float* weight, float inv_rms, Py_ssize_t n,
+cdef inline void scale_few(float* y, const float* x, const float* weight, float inv_rms, Py_ssize_t n,
                     Path path, bint accumulate) noexcept nogil:
     """y = x * inv_rms * weight for the few floats before and after whole lines.
 

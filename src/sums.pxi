@@ -70,6 +70,26 @@ cdef void sum_squares(double* squares, const float* x, Py_ssize_t stride, Py_ssi
         x += stride
 
 
+cdef inline void add_part(wide* lanes, float* residual, const float* x, Py_ssize_t count,
+                          int slots) noexcept nogil:
+    """residual += x for 0 < count <= slots floats, and their squares to as many lanes as slots.
+
+    The squares are of what is in registers: to load a few floats just after they were stored waits
+    until that is done, which made a row of 17 take 26 ns instead of 14 (Zen 4).
+    """
+    cdef int k, h
+    cdef vec value
+    cdef wide part
+    for k in range((slots + VEC - 1) // VEC):
+        if count > VEC * k:
+            value = (take_vec(residual + VEC * k, count - VEC * k)
+                     + take_vec(x + VEC * k, count - VEC * k))
+            put_vec(residual + VEC * k, value, min(<Py_ssize_t>VEC, count - VEC * k))
+            for h in range(min(VEC, slots) // WIDE):
+                part = widen_half(value, h)
+                lanes[VEC // WIDE * k + h] = add_product(lanes[VEC // WIDE * k + h], part, part)
+
+
 cdef void add_and_sum_squares(double* squares, float* residual, const float* x,
                               Py_ssize_t residual_stride, Py_ssize_t x_stride, Py_ssize_t rows,
                               Py_ssize_t n) noexcept nogil:
@@ -91,9 +111,12 @@ cdef void add_and_sum_squares(double* squares, float* residual, const float* x,
                     part = widen_half(value, h)
                     lanes[VEC // WIDE * k + h] = add_product(lanes[VEC // WIDE * k + h], part, part)
             i += LANES
-        if i < n:
-            add_row(residual + i, x + i, n - i)
-            add_last_squares(lanes, residual + i, n - i)
+        if n & 16:
+            add_part(lanes, residual + i, x + i, 16, 16)
+        if n & 8:
+            add_part(lanes + 16 // WIDE, residual + i + (n & 16), x + i + (n & 16), 8, 8)
+        if n & 7:
+            add_part(lanes + 24 // WIDE, residual + i + (n & 24), x + i + (n & 24), n & 7, 8)
         squares[row] = fold(lanes, WIDES)
         residual += residual_stride
         x += x_stride
