@@ -81,20 +81,22 @@ cdef inline void gradient_lines(float* terms, const Row* row, const Row* next, P
 
     row.dx (n,) OUT, or IN-OUT to ACCUMULATE; terms (n,) OUT, or IN-OUT for a GROUP.
     """
-    cdef vec sum = splat(0), weight = splat(0), value
-    cdef vec inv_rms = splat(row.inv32), slope = splat(row.slope)
-    cdef vec next_inv_rms = splat(next.inv32), next_slope = splat(next.slope)
+    cdef vec sum = splat(0), factor = splat(0), value
+    cdef Row one = row[0], two = next[0]    # copies, which no store of a vector may be to
+    cdef const float* weight = job.factor32
+    cdef vec inv_rms = splat(one.inv32), slope = splat(one.slope)
+    cdef vec next_inv_rms = splat(two.inv32), next_slope = splat(two.slope)
     while i < end:
         if kind != DROP:
-            weight = load(job.factor32 + i)
+            factor = load(weight + i)
         if kind == GROUP:
             sum = load(terms + i)
-        value = gradient(&sum, load(row.dy + i), load(row.x + i), weight, inv_rms, slope, kind)
-        write(row, i, value, way)
+        value = gradient(&sum, load(one.dy + i), load(one.x + i), factor, inv_rms, slope, kind)
+        write(&one, i, value, way)
         if pair:
-            value = gradient(&sum, load(next.dy + i), load(next.x + i), weight, next_inv_rms,
+            value = gradient(&sum, load(two.dy + i), load(two.x + i), factor, next_inv_rms,
                              next_slope, kind)
-            write(next, i, value, way)
+            write(&two, i, value, way)
         if kind != DROP:
             store(terms + i, sum)
         i += VEC
@@ -122,13 +124,15 @@ cdef inline void gradient_row(float* terms, const Row* row, const Row* next, con
     if n >= 256 or way == STREAM:
         i = min(<Py_ssize_t>floats_to_line(row.dx), n)
     end = i + (n - i) // step * step
-    gradient_few(terms, row, 0, i, job, kind)
-    if pair:
-        gradient_few(terms, next, 0, i, job, kind)
+    if i > 0:
+        gradient_few(terms, row, 0, i, job, kind)
+        if pair:
+            gradient_few(terms, next, 0, i, job, kind)
     gradient_lines(terms, row, next, i, end, job, kind, way, pair)
-    gradient_few(terms, row, end, n, job, kind)
-    if pair:
-        gradient_few(terms, next, end, n, job, kind)
+    if end < n:
+        gradient_few(terms, row, end, n, job, kind)
+        if pair:
+            gradient_few(terms, next, end, n, job, kind)
 
 
 cdef inline void gradient_by(float* terms, double* dweight, const Row* rows, Py_ssize_t count,

@@ -214,7 +214,7 @@ def test_dweight_sums_in_a_fixed_order(isa, threads, draw):
 @pytest.fixture
 def caches():
     """Return a function that takes the caches to be others, until the test ends."""
-    previous = _core.set_caches(1 << 15, 1 << 24, False)
+    previous = _core.set_caches(1 << 15, 1 << 20, 1 << 24, False)
     yield _core.set_caches
     _core.set_caches(*previous)
 
@@ -235,17 +235,17 @@ def _written_into(out, x, other, weight):
 # Rows that begin anywhere within a cache line, shorter and longer than a pass holds.
 @pytest.mark.parametrize(("rows", "n"), [(290, 31), (71, 128), (40, 576), (9, 5003), (3, 30_001)])
 @pytest.mark.parametrize("start", [0, 1, 16])
-@pytest.mark.parametrize("l1", [0, 1 << 15, 1 << 24])
+@pytest.mark.parametrize("level", [0, 1 << 15, 1 << 24])
 @pytest.mark.parametrize(("stream_bytes", "fetches"), [(0, False), (0, True), (1 << 40, True)])
-def test_caches_change_no_bit(isa, caches, draw, rows, n, start, l1, stream_bytes, fetches):
+def test_caches_change_no_bit(isa, caches, draw, rows, n, start, level, stream_bytes, fetches):
     """Streamed or not, whatever the caches are taken to be; and results end where they should."""
     x, other, weight = draw(rows, n), draw(rows, n), draw(n)
-    caches(1 << 15, 1 << 40, False)
+    caches(1 << 15, 1 << 20, 1 << 40, False)
     expected = _written_into(np.empty_like(x), x, other, weight)
     memory = np.full(rows * n + 48, 7, np.float32)
     start += -memory.ctypes.data % 64 // 4
     out = memory[start : start + rows * n].reshape(rows, n)
-    caches(l1, stream_bytes, fetches)
+    caches(level, level, stream_bytes, fetches)
     assert _written_into(out, x, other, weight) == expected
     assert np.all(memory[:start] == 7)
     assert np.all(memory[start + rows * n :] == 7)
