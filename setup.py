@@ -34,7 +34,7 @@ ISA_FLAGS = {
     "v3": ["-march=x86-64-v3", "-mprfchw"],
     "v4": ["-march=x86-64-v4", "-mprfchw"],
 }
-OPENMP = ["-fopenmp"]
+THREADS = ["-pthread"]
 X86 = platform.machine() in ("x86_64", "AMD64")
 
 
@@ -64,15 +64,15 @@ class BuildExtensions(build_ext):
         linker = getattr(self.compiler, "linker_so", [])
         self.compiler.linker_so = [flag for flag in linker if "-rpath" not in flag]
         common = [flag for flag in COMMON if self.takes([flag])]
-        openmp = OPENMP if self.takes(OPENMP, "#include <omp.h>\n") else []
+        threads = THREADS if self.takes(THREADS) else []
         kept = []
         for ext in self.extensions:
             isa = re.sub("fastrms._(kernels_)?", "", ext.name)
             if not self.takes(ISA_FLAGS.get(isa, [])):
                 continue
             if isa == "core":
-                ext.extra_link_args += openmp
-                flags = openmp
+                ext.extra_link_args += threads
+                flags = threads
             else:
                 flags = ISA_FLAGS[isa]
             flags = [*common, *flags, *EXTRA]
@@ -86,7 +86,7 @@ class BuildExtensions(build_ext):
         self.force = True  # setuptools compares dates, and the flags may be others
         super().build_extensions()
 
-    def takes(self, flags, source=""):
+    def takes(self, flags):
         """Whether the compiler builds an empty program with these flags, without complaint."""
         if not flags:
             return True
@@ -95,7 +95,7 @@ class BuildExtensions(build_ext):
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "probe.c")
             with open(path, "w") as file:
-                file.write(source + "int probe(void) { return 0; }\n")
+                file.write("int probe(void) { return 0; }\n")
             try:
                 self.compiler.compile([path], output_dir="/", extra_postargs=[*flags, "-Werror"])
             except Exception:

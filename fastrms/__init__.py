@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
         "(or `python -m pip install -e .` to work inside it)."
     ) from None
 
-from . import reference
+from . import _threads, reference  # noqa: F401
 from ._config import show_config
 from ._version import __version__
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import _core
+from . import _core, _threads
 from ._version import __version__
 
 
@@ -46,7 +46,8 @@ def _gather() -> dict[str, dict[str, Any]]:
         "instruction set": {"in use": build["isa"], "available": ", ".join(build["isas"])},
         "threads": {
             "in use": _core.get_num_threads(),
-            "openmp": build["openmp"] or "not compiled in: every call is serial",
+            "default": f"{_threads.COUNT}, from {_threads.ORIGIN}",
+            "pool": build["pool"] or "none on this system or compiler: every call is serial",
         },
         "python": {
             "version": platform.python_version(),

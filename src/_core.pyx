@@ -433,17 +433,16 @@ cdef cnp.ndarray room_for_factor(Job* job, Py_ssize_t rows):
 
 
 def build_info():
-    """Return what this build is, as a dict: compiler, flags, instruction sets, OpenMP."""
+    """Return what this build is, as a dict: compiler, flags, instruction sets, pool."""
     return {
         "compiler": COMPILER.decode(),
         "flags": import_module(f"fastrms.{ISA_MODULES[current_isa]}").flags,
-        "openmp": FASTRMS_OPENMP,
+        "pool": POOL_SYSTEM.decode(),
         "isa": current_isa,
         "isas": available_isas(),
     }
 
 
 use_isa(os.environ.get("FASTRMS_ISA") or preferred_isa())
-read_environment()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_run_serially_after_fork)

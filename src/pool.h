@@ -1,12 +1,11 @@
 /* The door's threads: workers that share the items of one call, then wait for the next.
  *
- * OpenMP is asked how many there may be, and does not run them. Its parallel region ends when every
- * thread of the team has been there, those too that have yet to wake, and its threads then spin for
- * some 5 ms on a CPU that the caller's next library wants. Here whoever is awake takes the next
- * item, a call waits for items that were begun and for nothing else, and a worker soon sleeps. A
- * norm of 512 x 4096 and a matmul of 512 x 512 (OpenBLAS) in turn, on 2 CPUs: 0.61 and 1.0 ms with
- * one thread for the norm, 3.6 and 4.4 ms with libgomp's two, 0.38 and 1.0 ms with two of these
- * (bench/beside.py).
+ * OpenMP's parallel region ends when every thread of the team has been there, those too that have
+ * yet to wake, and its threads then spin for some 5 ms on a CPU that the caller's next library
+ * wants. Here whoever is awake takes the next item, a call waits for items that were begun and for
+ * nothing else, and a worker soon sleeps. A norm of 512 x 4096 and a matmul of 512 x 512 (OpenBLAS)
+ * in turn, on 2 CPUs: 0.61 and 1.0 ms with one thread for the norm, 3.6 and 4.4 ms with libgomp's
+ * two, 0.38 and 1.0 ms with two of these (bench/beside.py).
  */
 #ifndef FASTRMS_POOL_H
 #define FASTRMS_POOL_H
@@ -14,9 +13,8 @@
 /* Item number `item` of a call, from any thread. */
 typedef void (*pool_item)(const void *call, long item);
 
-#if defined(_OPENMP) && defined(__linux__)
+#ifdef __linux__
 #include <linux/futex.h>
-#include <omp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -217,10 +215,11 @@ static void pool_run(pool_item run, const void *call, long items, int threads, i
     __atomic_store_n(&pool.busy, 0, __ATOMIC_RELEASE);
 }
 
-#define FASTRMS_OPENMP _OPENMP
+#define POOL_EXISTS 1
+#define POOL_SYSTEM "futex"
 #else
-#define FASTRMS_OPENMP 0
-#define omp_get_max_threads() 1
+#define POOL_EXISTS 0
+#define POOL_SYSTEM ""
 static void pool_run(pool_item run, const void *call, long items, int threads, int brief) {
     (void)threads, (void)brief;
     for (long item = 0; item < items; item++) run(call, item);

@@ -8,14 +8,19 @@ cdef extern from *:
     __attribute__((tls_model("initial-exec")))
     #endif
     static _Thread_local int thread_limit = 1024;
+
+    static int wanted_threads = 1;
+    /* threadpoolctl knows the library by this symbol, among other packages' _core. */
+    Py_EXPORTED_SYMBOL int fastrms_num_threads(void) { return wanted_threads; }
     """
     int thread_limit    # of the calls made from this thread
+    int wanted_threads  # of any call: see set_num_threads
 
 cdef extern from "pool.h" nogil:
     ctypedef void (*pool_item)(const void* call, long item) noexcept nogil
     void pool_run(pool_item run, const void* call, long items, int threads, bint brief)
-    const int FASTRMS_OPENMP
-    int omp_get_max_threads()
+    const bint POOL_EXISTS
+    const char* POOL_SYSTEM     # what its threads sleep on
 
 cdef extern from "machine.h" nogil:
     ctypedef unsigned long fp_state
@@ -35,8 +40,6 @@ cdef int ITEMS = 4
 # handlers of signals that came.
 cdef Py_ssize_t PIECE = 1 << 24
 
-cdef int wanted_threads = 0        # 0: what OpenMP would use
-cdef int openmp_threads = omp_get_max_threads()
 cdef bint forked = False
 
 
@@ -56,26 +59,22 @@ def set_num_threads(n):
 
     Notes
     -----
-    The default is ``FASTRMS_NUM_THREADS``, else what OpenMP would use (``OMP_NUM_THREADS``, the
-    process's CPU affinity). A limit set through OpenMP later, as threadpoolctl does, wins. A
-    process forked from this one runs on one thread, because threads do not survive a fork.
-    Without OpenMP (see `show_config`) every call runs on its own thread.
+    The default is ``FASTRMS_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the CPUs that the process
+    may use: its affinity, and on Linux its cgroup's quota. `show_config` says which it was.
+    ``threadpool_limits(n)`` of threadpoolctl is ``set_num_threads(n)`` until it ends. A process
+    forked from this one runs on one thread, because threads do not survive a fork.
     """
     global wanted_threads
-    wanted_threads = as_thread_count(n, "n")
-
-
-cdef int as_thread_count(object value, str name) except -1:
     cdef Py_ssize_t count
     try:
-        count = value
+        count = n
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+        raise TypeError(f"n must be an integer, got {type(n).__name__}") from None
     except OverflowError:
-        raise ValueError(f"{name} must be 1 to 1024 threads, got a larger integer") from None
+        raise ValueError("n must be 1 to 1024 threads, got a larger integer") from None
     if not 1 <= count <= 1024:
-        raise ValueError(f"{name} must be 1 to 1024 threads, got {count}")
-    return count
+        raise ValueError(f"n must be 1 to 1024 threads, got {count}")
+    wanted_threads = count
 
 
 def get_num_threads():
@@ -98,12 +97,9 @@ def set_parallel_from(elements):
 
 
 cdef int thread_count() noexcept nogil:
-    cdef int limit = omp_get_max_threads()
-    if forked or FASTRMS_OPENMP == 0:
+    if forked or not POOL_EXISTS:
         return 1
-    if wanted_threads > 0 and (limit >= openmp_threads or limit >= wanted_threads):
-        limit = wanted_threads
-    return min(limit, thread_limit)
+    return min(wanted_threads, thread_limit)
 
 
 cdef inline int threads_for(Py_ssize_t elements) noexcept nogil:
@@ -119,18 +115,6 @@ cdef inline bint is_brief(Py_ssize_t elements) noexcept nogil:
 def _run_serially_after_fork():
     global forked
     forked = True
-
-
-cdef int read_environment() except -1:
-    """Take FASTRMS_NUM_THREADS, if it is set."""
-    global wanted_threads
-    value = os.environ.get("FASTRMS_NUM_THREADS")
-    if value:
-        try:
-            wanted_threads = as_thread_count(int(value), "FASTRMS_NUM_THREADS")
-        except ValueError:
-            raise ImportError(f"FASTRMS_NUM_THREADS must be 1 to 1024, got {value!r}") from None
-    return 0
 
 
 cdef int run(rows_kernel kernel, Job* job, Py_ssize_t rows) except -1:

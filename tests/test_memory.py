@@ -61,7 +61,7 @@ assert len(os.listdir("/proc/self/task")) == len(threads) + 2
 """
 
 
-@pytest.mark.skipif(not _core.build_info()["openmp"], reason="built without OpenMP")
+@pytest.mark.skipif(not _core.build_info()["pool"], reason="there is no pool")
 def test_no_memory_for_a_worker(python):
     """The caller does all of it, where the system gives no thread."""
     result = python(WITHOUT_WORKERS)

@@ -12,7 +12,7 @@ import pytest
 from fastrms import _core
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or not _core.build_info()["openmp"], reason="there is no pool"
+    sys.platform != "linux" or not _core.build_info()["pool"], reason="there is no pool"
 )
 
 UNWANTED = """

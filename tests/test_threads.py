@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import threadpoolctl
 
 import fastrms
 from fastrms import _core
@@ -20,8 +19,8 @@ from fastrms import _core
 from .signatures import FUNCTIONS, SUMS
 
 LARGE = (2048, 2048)
-needs_openmp = pytest.mark.skipif(
-    not _core.build_info()["openmp"], reason="built without OpenMP: every call is serial"
+needs_pool = pytest.mark.skipif(
+    not _core.build_info()["pool"], reason="there is no pool: every call is serial"
 )
 
 
@@ -98,7 +97,7 @@ def test_switch_to_an_unknown_isa(restore, name):
 # How many threads.
 
 
-@needs_openmp
+@needs_pool
 @pytest.mark.parametrize("count", [1, 2, 3, 17])
 def test_set_and_get(restore, count):
     assert fastrms.set_num_threads(count) is None
@@ -117,7 +116,7 @@ def test_bad_number_of_threads(restore, bad, error):
     assert fastrms.get_num_threads() == before
 
 
-@needs_openmp
+@needs_pool
 def test_limit_of_one_thread_of_python(restore):
     """Adapters whose engine runs calls side by side limit each, and no one else's."""
     fastrms.set_num_threads(3)
@@ -142,45 +141,7 @@ def test_number_of_any_integer_type(restore):
     assert fastrms.get_num_threads() == 2
 
 
-COUNT = "import fastrms; print(fastrms.get_num_threads())"
-
-
-@needs_openmp
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"OMP_NUM_THREADS": "1"}, 1),
-        ({"OMP_NUM_THREADS": "3"}, 3),
-        ({"FASTRMS_NUM_THREADS": "3"}, 3),
-        ({"FASTRMS_NUM_THREADS": "1", "OMP_NUM_THREADS": "3"}, 1),
-        ({"FASTRMS_NUM_THREADS": "3", "OMP_NUM_THREADS": "1"}, 3),
-    ],
-)
-def test_threads_from_the_environment(python, environment, expected):
-    assert python(COUNT, **environment).stdout.strip() == str(expected)
-
-
-@pytest.mark.parametrize("bad", ["0", "-2", "many", "1.5"])
-def test_bad_threads_from_the_environment(python, bad):
-    result = python("import fastrms", FASTRMS_NUM_THREADS=bad)
-    assert result.returncode == 1
-    message = result.stderr.strip().splitlines()[-1]
-    assert message.startswith("ImportError: FASTRMS_NUM_THREADS")
-    assert bad in message
-
-
-@needs_openmp
-def test_threadpoolctl_limits(restore, draw):
-    fastrms.set_num_threads(3)
-    x, dy, weight = draw(500, 513), draw(500, 513), draw(513)
-    free = _everything(x, dy, weight)
-    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
-        assert fastrms.get_num_threads() == 1
-        assert _everything(x, dy, weight) == free
-    assert fastrms.get_num_threads() == 3
-
-
-@needs_openmp
+@needs_pool
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_workers_take_part(restore, arrays, function):
     """A call waits for no worker, so a worker's time alone shows that it does anything."""
@@ -189,7 +150,7 @@ def test_workers_take_part(restore, arrays, function):
     assert _workers_take_part(lambda: call(**arguments))
 
 
-@needs_openmp
+@needs_pool
 @pytest.mark.parametrize("rows", [2, 3, 8])
 def test_workers_take_part_in_long_rows(restore, draw, rows):
     """A row may be longer than the pieces between which Ctrl-C ends a call."""
@@ -235,7 +196,7 @@ sys.exit(status != 0 or after.tobytes() != before.tobytes() or fastrms.get_num_t
 """
 
 
-@needs_openmp
+@needs_pool
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork there")
 def test_forked_child(python):
     result = python(FORK.format(shape=LARGE))

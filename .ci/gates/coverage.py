@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import scratch_build
 
-MODULES = {"_core": ["-fopenmp", "-fprofile-update=atomic"], "_kernels_baseline": []}
+MODULES = {"_core": ["-pthread", "-fprofile-update=atomic"], "_kernels_baseline": []}
 FLAGS = ["-O1", "-fno-inline", "--coverage"]
 TESTS = ("contract", "buffers", "protocols", "overlap", "layout", "special", "range", "accuracy")
 TESTS += ("bits", "shards", "memory", "threads", "fuzz")

@@ -44,7 +44,7 @@ FILES = {
     "shards.pxi": ("_core", DOOR),
     "_core.pyx": ("_core", DOOR),
 }
-FLAGS = {"_kernels_baseline": ["-O1"], "_core": ["-O1", "-fopenmp"]}
+FLAGS = {"_kernels_baseline": ["-O1"], "_core": ["-O1", "-pthread"]}
 SURVIVORS = Path(__file__).with_name("survivors.txt")
 SWAPS = {
     "+": "-", "-": "+", "*": "+", "/": "*", "//": "*", "%": "//", "+=": "-=", "-=": "+=",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 LITTER = (".pyx", ".pxi", ".pxd", ".c", ".h")
 MOST_BYTES = 1_500_000
-LIBRARIES = {"libc.so.6", "libm.so.6", "libpthread.so.0", "libgomp.so.1"}
+LIBRARIES = {"libc.so.6", "libm.so.6"}
 NOT_DELIVERED = (".ci/", ".gitignore")
 
 

@@ -1,0 +1,109 @@
+"""How many threads a call may use until somebody says, and threadpoolctl, which may say."""
+
+import math
+import os
+import sys
+from contextlib import suppress
+from copy import copy
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from . import _core
+from ._version import __version__
+
+MOST = 1024
+
+
+def default(environ=os.environ):
+    """Return how many threads to use, and what says so."""
+    own = environ.get("FASTRMS_NUM_THREADS")
+    if own:
+        if not 1 <= _number(own) <= MOST:
+            raise ImportError(f"FASTRMS_NUM_THREADS must be 1 to {MOST}, got {own!r}")
+        return _number(own), "FASTRMS_NUM_THREADS"
+    # OpenMP reads "4,2" as 4 threads of 2 each, and ignores nonsense.
+    openmp = _number(environ.get("OMP_NUM_THREADS", "").partition(",")[0])
+    if openmp >= 1:
+        return min(openmp, MOST), "OMP_NUM_THREADS"
+    cpus, quota = _cpus(), cgroup_quota()
+    if quota < cpus:
+        return math.ceil(quota), f"a cgroup's quota of {quota:g} CPUs"
+    return min(cpus, MOST), "the CPUs of this process"
+
+
+def _number(text):
+    """Return the integer that a text is, or 0."""
+    try:
+        return int(text)
+    except ValueError:
+        return 0
+
+
+def _cpus():
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cgroup_quota(root="/sys/fs/cgroup", membership="/proc/self/cgroup"):
+    """Return how many CPUs' time the process may use by cgroup v2: the least that its own group or
+    one around it allows, infinity where none sets a limit."""
+    least, root = math.inf, Path(root)
+    with suppress(OSError, StopIteration):
+        lines = Path(membership).read_text().splitlines()
+        group = root / next(line[4:] for line in lines if line.startswith("0::/"))
+        for folder in (group, *group.parents):
+            # The root has no limit, and in a container its group may lie beyond what it sees.
+            with suppress(OSError, ValueError):
+                limit, period = (folder / "cpu.max").read_text().split()
+                least = min(least, int(limit) / int(period))  # or "max"
+            if folder == root:
+                break
+    return least
+
+
+def register(threadpoolctl):
+    """Make threadpoolctl see fastrms: its limits are set_num_threads, for all threads."""
+
+    class Controller(threadpoolctl.LibController):
+        user_api = internal_api = "fastrms"
+        filename_prefixes = ("_core",)
+        check_symbols = ("fastrms_num_threads",)
+
+        def get_num_threads(self):
+            return self.dynlib.fastrms_num_threads()
+
+        def set_num_threads(self, num_threads):
+            _core.set_num_threads(min(max(num_threads, 1), MOST))
+
+        def get_version(self):
+            return __version__
+
+    threadpoolctl.register(Controller)
+
+
+class RegisterLater:
+    """Finds threadpoolctl when it is imported after fastrms. To import it for its user would set
+    KMP_DUPLICATE_LIB_OK, which hides an error of OpenMP's."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        spec = PathFinder.find_spec(name, path) if name == "threadpoolctl" else None
+        if spec is not None:
+            spec.loader = copy(spec.loader)  # that of a zip is the whole zip's
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module):
+                execute(module)
+                register(module)
+
+            spec.loader.exec_module = execute_and_register
+        return spec
+
+
+COUNT, ORIGIN = default()
+_core.set_num_threads(COUNT)
+if "threadpoolctl" in sys.modules:
+    register(sys.modules["threadpoolctl"])
+else:
+    sys.meta_path.insert(0, RegisterLater)
