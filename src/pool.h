@@ -5,7 +5,8 @@
  * wants. Here whoever is awake takes the next item, a call waits for items that were begun and for
  * nothing else, and a worker soon sleeps. A norm of 512 x 4096 and a matmul of 512 x 512 (OpenBLAS)
  * in turn, on 2 CPUs: 0.61 and 1.0 ms with one thread for the norm, 3.6 and 4.4 ms with libgomp's
- * two, 0.38 and 1.0 ms with two of these (bench/beside.py).
+ * two, 0.38 and 1.0 ms with two of these (bench/beside.py). tests/pool_model.py is the protocol, every
+ * order of its steps tried.
  */
 #ifndef FASTRMS_POOL_H
 #define FASTRMS_POOL_H
@@ -13,15 +14,8 @@
 /* Item number `item` of a call, from any thread. */
 typedef void (*pool_item)(const void *call, long item);
 
-#ifdef __linux__
-#include <linux/futex.h>
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdint.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
+#include "system.h"
+#if POOL_EXISTS
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
@@ -73,10 +67,6 @@ static inline void pool_pause(void) {
 #endif
 }
 
-static inline long pool_futex(uint32_t *word, int operation, uint32_t value) {
-    return syscall(SYS_futex, word, operation | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
-}
-
 static void pool_work(int own) {
     for (int k = 0; k < pool.threads; k++) {
         const int t = (own + k) % pool.threads;
@@ -102,23 +92,11 @@ static int pool_join(int own) {
                                           __ATOMIC_RELAXED));
     pool_work(own);
     gate = __atomic_sub_fetch(&pool.gate, 1, __ATOMIC_RELEASE);
-    if ((gate & POOL_ASLEEP) && !(gate & POOL_INSIDE)) pool_futex(&pool.gate, FUTEX_WAKE, 1);
+    if ((gate & POOL_ASLEEP) && !(gate & POOL_INSIDE)) wake(0, &pool.gate);
     return 1;
 }
 
-/* Leave the CPU to the caller where the kernel woke this thread on it: they took turns there until
- * the scheduler's tick, 4 ms later, with another CPU idle. */
-static void pool_make_way(void) {
-    cpu_set_t mine, others;
-    const int cpu = __atomic_load_n(&pool.cpu, __ATOMIC_RELAXED);
-    if (cpu < 0 || sched_getcpu() != cpu || sched_getaffinity(0, sizeof mine, &mine)) return;
-    others = mine;
-    CPU_CLR(cpu, &others);
-    if (!sched_setaffinity(0, sizeof others, &others)) sched_setaffinity(0, sizeof mine, &mine);
-}
-
-static void *pool_worker(void *number) {
-    const int own = (int)(intptr_t)number;
+static void pool_worker(int own) {
     uint32_t *asleep = &pool.thread[own].asleep;
     int took_part = 0;  /* in a call that is going on, as far as this worker can tell */
     for (;;) {
@@ -131,43 +109,29 @@ static void *pool_worker(void *number) {
         }
         __atomic_store_n(asleep, 1, __ATOMIC_SEQ_CST);
         if (!pool_join(own)) {  /* a call that opened before `asleep` was set woke nobody */
-            while (__atomic_load_n(asleep, __ATOMIC_ACQUIRE)) pool_futex(asleep, FUTEX_WAIT, 1);
-            pool_make_way();
+            while (__atomic_load_n(asleep, __ATOMIC_ACQUIRE)) sleep_on(own, asleep, 1);
+            leave_cpu(__atomic_load_n(&pool.cpu, __ATOMIC_RELAXED));
         }
         __atomic_store_n(asleep, 0, __ATOMIC_RELAXED);
     }
-    return NULL;
 }
 
 /* Wake those of the wanted workers that sleep. */
 static void pool_wake(int threads) {
     int woken = 0;
-    __atomic_store_n(&pool.cpu, sched_getcpu(), __ATOMIC_RELAXED);
+    __atomic_store_n(&pool.cpu, this_cpu(), __ATOMIC_RELAXED);
     for (int t = 1; t < threads; t++) {
         uint32_t *asleep = &pool.thread[t].asleep;
         if (__atomic_load_n(asleep, __ATOMIC_SEQ_CST)
             && __atomic_exchange_n(asleep, 0, __ATOMIC_SEQ_CST))
-            woken += pool_futex(asleep, FUTEX_WAKE, 1) > 0;
+            woken += wake(t, asleep);
     }
-    if (woken) sched_yield();  /* to a worker that has to make way */
+    if (woken) yield_cpu();  /* to a worker that leaves this CPU */
 }
 
-/* As many workers as asked for, or as the system gives. They take no signals but those of a fault of
- * their own, which would end the process without a word to its handler (Python's faulthandler). */
+/* As many workers as asked for, or as the system gives. */
 static void pool_grow(int workers) {
-    const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
-    sigset_t blocked, before;
-    pthread_t thread;
-    if (pool.workers >= workers) return;
-    sigfillset(&blocked);
-    for (int k = 0; k < 4; k++) sigdelset(&blocked, faults[k]);
-    pthread_sigmask(SIG_SETMASK, &blocked, &before);
-    while (pool.workers < workers
-           && !pthread_create(&thread, NULL, pool_worker, (void *)(intptr_t)(pool.workers + 1))) {
-        pthread_detach(thread);
-        pool.workers++;
-    }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    while (pool.workers < workers && start_thread(pool.workers + 1)) pool.workers++;
 }
 
 /* Until every worker has left. One whose CPU was taken away in the midst of an item may need this
@@ -176,19 +140,13 @@ static void pool_wait(void) {
     uint32_t gate;
     for (int look = 1; look < POOL_LOOKS; look++) {
         if (!(__atomic_load_n(&pool.gate, __ATOMIC_ACQUIRE) & POOL_INSIDE)) return;
-        if (look % 16) pool_pause(); else sched_yield();
+        if (look % 16) pool_pause(); else yield_cpu();
     }
     gate = __atomic_or_fetch(&pool.gate, POOL_ASLEEP, __ATOMIC_ACQUIRE);
     while (gate & POOL_INSIDE) {
-        pool_futex(&pool.gate, FUTEX_WAIT, gate);
+        sleep_on(0, &pool.gate, gate);
         gate = __atomic_load_n(&pool.gate, __ATOMIC_ACQUIRE);
     }
-}
-
-static inline int64_t pool_clock(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
 /* All items of a call, on so many threads, its own among them. It is not worth waking workers for a
@@ -207,19 +165,15 @@ static void pool_run(pool_item run, const void *call, long items, int threads, i
         pool.thread[t].last = items * (t + 1) / threads;
     }
     __atomic_store_n(&pool.gate, POOL_OPEN | POOL_SEAT * (uint32_t)threads, __ATOMIC_SEQ_CST);
-    pool.row = pool_clock() - pool.end < POOL_GAP ? pool.row + 1 : 0;
+    pool.row = clock_ns() - pool.end < POOL_GAP ? pool.row + 1 : 0;
     if (!brief || pool.row >= POOL_ROW) pool_wake(threads);
     pool_work(0);
     pool_wait();
-    pool.end = pool_clock();
+    pool.end = clock_ns();
     __atomic_store_n(&pool.busy, 0, __ATOMIC_RELEASE);
 }
 
-#define POOL_EXISTS 1
-#define POOL_SYSTEM "futex"
 #else
-#define POOL_EXISTS 0
-#define POOL_SYSTEM ""
 static void pool_run(pool_item run, const void *call, long items, int threads, int brief) {
     (void)threads, (void)brief;
     for (long item = 0; item < items; item++) run(call, item);
