@@ -6,7 +6,6 @@ valgrind, `-g1 -fsanitize=address,undefined` for bounds checks (.ci/gates/saniti
 
 import glob
 import os
-import platform
 import re
 import tempfile
 
@@ -35,7 +34,9 @@ ISA_FLAGS = {
     "v4": ["-march=x86-64-v4", "-mprfchw"],
 }
 THREADS = ["-pthread"]
-X86 = platform.machine() in ("x86_64", "AMD64")
+LINKING = ["-Wl,-z,relro,-z,now", *([] if EXTRA else ["-Wl,-s"])]
+# Windows aligns a stack to 16 bytes, and GCC moves vectors there as if to 32 or 64 (its bug 54412).
+MINGW = ["-Wa,-muse-unaligned-vector-move"]
 
 
 def extension(name, **more):
@@ -51,8 +52,7 @@ def extension(name, **more):
 def extensions():
     door = extension("_core", define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")])
     door.include_dirs.append(np.get_include())
-    isas = ISA_FLAGS if X86 else ["baseline"]
-    return [door, *(extension(f"_kernels_{isa}") for isa in isas)]
+    return [door, *(extension(f"_kernels_{isa}") for isa in ISA_FLAGS)]
 
 
 class BuildExtensions(build_ext):
@@ -64,7 +64,10 @@ class BuildExtensions(build_ext):
         linker = getattr(self.compiler, "linker_so", [])
         self.compiler.linker_so = [flag for flag in linker if "-rpath" not in flag]
         common = [flag for flag in COMMON if self.takes([flag])]
-        threads = THREADS if self.takes(THREADS) else []
+        names = [self.compiler.compiler_type, *getattr(self.compiler, "compiler_so", [])]
+        common += MINGW if any("mingw32" in name for name in names) else []
+        linking = [flag for flag in LINKING if self.takes([], [flag])]
+        threads = THREADS if self.takes(THREADS, THREADS) else []
         kept = []
         for ext in self.extensions:
             isa = re.sub("fastrms._(kernels_)?", "", ext.name)
@@ -77,27 +80,26 @@ class BuildExtensions(build_ext):
                 flags = ISA_FLAGS[isa]
             flags = [*common, *flags, *EXTRA]
             ext.extra_compile_args += flags
-            ext.extra_link_args += EXTRA
+            ext.extra_link_args += [*linking, *EXTRA]
             ext.define_macros.append(("FASTRMS_FLAGS", f'"{" ".join(flags)}"'))
-            if self.compiler.compiler_type == "unix" and platform.system() == "Linux":
-                ext.extra_link_args += ["-Wl,-z,relro,-z,now", *([] if EXTRA else ["-Wl,-s"])]
             kept.append(ext)
         self.extensions[:] = kept
         self.force = True  # setuptools compares dates, and the flags may be others
         super().build_extensions()
 
-    def takes(self, flags):
-        """Whether the compiler builds an empty program with these flags, without complaint."""
-        if not flags:
-            return True
-        if self.compiler.compiler_type != "unix":
-            return False
+    def takes(self, compiling, linking=()):
+        """Whether the compiler makes a library with these flags, without complaint."""
+        if self.compiler.compiler_type == "msvc":  # it knows none, and goes on without
+            return not compiling and not linking
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "probe.c")
             with open(path, "w") as file:
                 file.write("int probe(void) { return 0; }\n")
+            compiling, linking = [*compiling, "-Werror"], list(linking)
+            library = os.path.join(folder, "probe.so")
             try:
-                self.compiler.compile([path], output_dir="/", extra_postargs=[*flags, "-Werror"])
+                made = self.compiler.compile([path], output_dir=folder, extra_postargs=compiling)
+                self.compiler.link_shared_object(made, library, extra_postargs=linking)
             except Exception:
                 return False
         return True

@@ -2,7 +2,9 @@
 # import; no bit depends on it.
 
 cdef extern from "machine.h":
-    long cache_size(int level)
+    int64_t cache_size(int level)
+
+cdef extern from "cpu.h":
     bint cpu_is_intel()
 
 cdef Py_ssize_t L1 = cache_size(1)

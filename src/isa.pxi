@@ -1,7 +1,7 @@
 # The door's choice of kernels: one module per instruction set, imported only after the CPU (and
 # what the operating system enables) has been asked. FASTRMS_ISA forces one.
 
-cdef extern from "machine.h":
+cdef extern from "cpu.h":
     bint cpu_has_v3()
     bint cpu_has_v4()
     bint cpu_halves_v4()

@@ -1,13 +1,18 @@
-/* What Cython cannot say: which CPU this is, what its caches and its arithmetic are to do. It knows nothing of RMSNorm and refuses to hold arithmetic of its own.
+/* What Cython cannot say of this machine: its floating-point state, its cache lines and caches. It
+ * knows nothing of RMSNorm and refuses to hold arithmetic of its own.
  */
 #ifndef FASTRMS_MACHINE_H
 #define FASTRMS_MACHINE_H
 
 #include <stdint.h>
 #include <string.h>
-#include <unistd.h>
-#ifdef __SSE2__
+#if defined(__SSE2__) || defined(_M_X64)
 #include <immintrin.h>
+#endif
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif !defined(_WIN32)
+#include <unistd.h>
 #endif
 
 static inline int64_t double_bits(double value) {
@@ -22,7 +27,7 @@ static inline int64_t double_bits(double value) {
  * a pointer: past an inline function the compiler may move arithmetic. The common case, defaults and
  * an inexact flag that was there already, costs two reads and two compares.
  */
-#if defined(__SSE2__)
+#if defined(__SSE2__) || defined(_M_X64)
 typedef unsigned int fp_state;
 static inline fp_state read_fp_state(void) { return _mm_getcsr(); }
 static inline void write_fp_state(fp_state state) { _mm_setcsr(state); }
@@ -80,63 +85,22 @@ static inline long floats_to_line(const float *address) {
 
 /* The size of a cache in bytes (of level 1, for data), or what is usual where the system does not
  * say. */
-static inline long cache_size(int level) {
-    long size = 0;
-#ifdef _SC_LEVEL1_DCACHE_SIZE
+static inline int64_t cache_size(int level) {
+    int64_t size = 0;
+#if defined(__APPLE__)
+    size_t bytes = sizeof size;
+    sysctlbyname(level == 1 ? "hw.l1dcachesize" : level == 2 ? "hw.l2cachesize" : "hw.l3cachesize",
+                 &size, &bytes, NULL, 0);
+#elif defined(_SC_LEVEL1_DCACHE_SIZE)
     size = sysconf(level == 1 ? _SC_LEVEL1_DCACHE_SIZE
                    : level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE);
 #endif
-    return size > 0 ? size : level == 1 ? 32L << 10 : level == 2 ? 512L << 10 : 32L << 20;
+    return size > 0 ? size : level == 1 ? 32 << 10 : level == 2 ? 512 << 10 : 32 << 20;
 }
 
 /* The flags that setup.py compiled this module with, for `fastrms info`. */
 #ifndef FASTRMS_FLAGS
 #define FASTRMS_FLAGS ""
 #endif
-
-/* Whether CPU and operating system run this instruction set (GCC and Clang ask the OS too). */
-static inline int cpu_has_v3(void) {
-#if defined(__x86_64__) && defined(__GNUC__)
-    __builtin_cpu_init();
-#if __GNUC__ >= 12 && !defined(__clang__)
-    return __builtin_cpu_supports("x86-64-v3") != 0;
-#else
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-        && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-#endif
-#else
-    return 0;
-#endif
-}
-
-static inline int cpu_is_intel(void) {
-#if defined(__x86_64__) && defined(__GNUC__)
-    __builtin_cpu_init();
-    return __builtin_cpu_is("intel") != 0;
-#else
-    return 0;
-#endif
-}
-
-static inline int cpu_has_v4(void) {
-#if defined(__x86_64__) && defined(__GNUC__)
-    __builtin_cpu_init();
-    return cpu_has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
-        && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq")
-        && __builtin_cpu_supports("avx512vl");
-#else
-    return 0;
-#endif
-}
-
-/* Zen 4, the one AMD CPU of its family with AVX-512. */
-static inline int cpu_halves_v4(void) {
-#if defined(__x86_64__) && defined(__GNUC__)
-    __builtin_cpu_init();
-    return __builtin_cpu_is("amdfam19h") != 0;
-#else
-    return 0;
-#endif
-}
 
 #endif
