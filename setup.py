@@ -28,11 +28,10 @@ DIRECTIVES = {
 # Numbers come before speed: no -ffast-math and no contraction, so that every instruction set gives
 # the same bits. Neither errno nor traps from the math functions are read, so both may go.
 COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-ISA_FLAGS = {
-    "baseline": [],
-    "v3": ["-march=x86-64-v3", "-mprfchw"],
-    "v4": ["-march=x86-64-v4", "-mprfchw"],
-}
+# x86-64-v3 and -v4 by what they consist of: older compilers have no name for them, zig another one.
+V3 = ["-mavx2", "-mbmi", "-mbmi2", "-mf16c", "-mfma", "-mlzcnt", "-mmovbe", "-mprfchw"]
+V4 = [*V3, "-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl"]
+ISA_FLAGS = {"baseline": [], "v3": V3, "v4": V4}
 THREADS = ["-pthread"]
 LINKING = ["-Wl,-z,relro,-z,now", *([] if EXTRA else ["-Wl,-s"])]
 # Windows aligns a stack to 16 bytes, and GCC moves vectors there as if to 32 or 64 (its bug 54412).
