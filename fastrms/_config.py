@@ -43,7 +43,11 @@ def _gather() -> dict[str, dict[str, Any]]:
     return {
         "fastrms": {"version": __version__},
         "build": {"compiler": build["compiler"], "flags": build["flags"]},
-        "instruction set": {"in use": build["isa"], "available": ", ".join(build["isas"])},
+        "instruction set": {
+            "in use": build["isa"],
+            "available": ", ".join(build["isas"]),
+            "vectors": _vectors(build["vector_floats"]),
+        },
         "threads": {
             "in use": _core.get_num_threads(),
             "default": f"{_threads.COUNT}, from {_threads.ORIGIN}",
@@ -55,3 +59,9 @@ def _gather() -> dict[str, dict[str, Any]]:
             "machine": platform.machine(),
         },
     }
+
+
+def _vectors(floats: int) -> str:
+    if floats == 1:
+        return "none, and slow: this compiler lacks vector types, which GCC and Clang have"
+    return f"of {floats} floats"

@@ -433,10 +433,12 @@ cdef cnp.ndarray room_for_factor(Job* job, Py_ssize_t rows):
 
 
 def build_info():
-    """Return what this build is, as a dict: compiler, flags, instruction sets, pool."""
+    """Return what this build is, as a dict: compiler, flags, vectors, instruction sets, pool."""
+    module = import_module(f"fastrms.{ISA_MODULES[current_isa]}")
     return {
         "compiler": COMPILER.decode(),
-        "flags": import_module(f"fastrms.{ISA_MODULES[current_isa]}").flags,
+        "flags": module.flags,
+        "vector_floats": module.vector_floats,
         "pool": POOL_SYSTEM.decode(),
         "isa": current_isa,
         "isas": available_isas(),

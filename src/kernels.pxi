@@ -116,3 +116,4 @@ cdef Table TABLE = Table(start, rms_norm, add_rms_norm, residual_add, row_square
 
 table = PyCapsule_New(&TABLE, "fastrms.kernels", NULL)
 flags = FLAGS.decode()
+vector_floats = VEC

@@ -268,6 +268,8 @@ def test_show_config_dicts(capsys, isa, threads):
     values = [value for section in config.values() for value in section.values()]
     for value in (fastrms.__version__, np.__version__, isa, fastrms.get_num_threads()):
         assert value in values
+    if isa != "baseline":
+        assert config["instruction set"]["vectors"] == f"of {8 if isa == 'v3' else 16} floats"
 
 
 @pytest.mark.parametrize("bad", ["json", "", None, 1])
