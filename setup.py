@@ -7,7 +7,11 @@ valgrind, `-g1 -fsanitize=address,undefined` for bounds checks (.ci/gates/saniti
 import glob
 import os
 import re
+import sys
 import tempfile
+
+if sys.implementation.name != "cpython":
+    sys.exit(f"fastrms is for CPython: it has no build for {platform.python_implementation()}")
 
 import numpy as np
 from Cython.Build import cythonize

@@ -18,7 +18,7 @@ from pathlib import Path
 LITTER = (".pyx", ".pxi", ".pxd", ".c", ".h")
 MOST_BYTES = 1_500_000
 LIBRARIES = {"libc.so.6", "libm.so.6"}
-NOT_DELIVERED = (".ci/", ".gitignore")
+NOT_DELIVERED = (".ci/", ".github/", ".gitignore")
 
 
 def main():
@@ -38,6 +38,7 @@ def main():
         print(f"two builds of the wheel in two folders: sha256 {digests[0]}")
         inspect_wheel(first)
         install_offline(first, folder / "offline")
+        refuse_older(first)
 
 
 def run(*command, **more):
@@ -114,6 +115,18 @@ def install_offline(wheel, folder):
     run(*alone, python, *pip, cwd=folder)
     run(*alone, python, "-c", "import fastrms", cwd=folder)
     print(f"installed and imported {'without a network' if alone else 'from local wheels alone'}")
+
+
+def refuse_older(wheel):
+    """A Python below 3.10 gets pip's own words, from the metadata."""
+    pip = ("-m", "pip", "download", "--no-index", "--no-deps", "--only-binary", ":all:")
+    older = ("--python-version", "3.9", "--abi", "none", "--platform", "any")
+    named = re.sub("-cp.*", "-py3-none-any.whl", wheel.name)  # else its tag is what pip refuses
+    shutil.copy(wheel, wheel.parent / named)
+    command = [sys.executable, *pip, *older, "-d", wheel.parent, wheel.parent / named]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "not in '>=3.10'" in done.stderr, done.stderr
+    print(done.stderr.strip().splitlines()[-1])
 
 
 if __name__ == "__main__":
