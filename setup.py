@@ -11,7 +11,7 @@ import sys
 import tempfile
 
 if sys.implementation.name != "cpython":
-    sys.exit(f"fastrms is for CPython: it has no build for {platform.python_implementation()}")
+    sys.exit(f"fastrms is for CPython: it has no build for {sys.implementation.name}")
 
 import numpy as np
 from Cython.Build import cythonize
