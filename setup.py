@@ -40,14 +40,16 @@ THREADS = ["-pthread"]
 LINKING = ["-Wl,-z,relro,-z,now", *([] if EXTRA else ["-Wl,-s"])]
 # Windows aligns a stack to 16 bytes, and GCC moves vectors there as if to 32 or 64 (its bug 54412).
 MINGW = ["-Wa,-muse-unaligned-vector-move"]
+# The C interface: what others compile against, and the door too.
+CALLERS = ["fastrms/__init__.pxd", "fastrms/include/fastrms.h"]
 
 
 def extension(name, **more):
     return Extension(
         f"fastrms.{name}",
         [f"src/{name}.pyx"],
-        depends=[*glob.glob("src/*.p*"), *glob.glob("src/*.h")],
-        include_dirs=["src"],
+        depends=[*glob.glob("src/*.p*"), *glob.glob("src/*.h"), *CALLERS],
+        include_dirs=["src", "fastrms/include"],
         **more,
     )
 
@@ -110,7 +112,7 @@ class BuildExtensions(build_ext):
 
 setup(
     ext_modules=cythonize(
-        extensions(), compiler_directives=DIRECTIVES, include_path=["src"], build_dir="build"
+        extensions(), compiler_directives=DIRECTIVES, include_path=["src", "."], build_dir="build"
     ),
     cmdclass={"build_ext": BuildExtensions},
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-INCLUDES = ("src", sysconfig.get_paths()["include"], np.get_include())
+INCLUDES = ("src", "fastrms/include", sysconfig.get_paths()["include"], np.get_include())
 MACROS = ("-DNPY_NO_DEPRECATED_API=NPY_1_7_API_VERSION",)
 # The numbers are the library's at any -O: contraction is all that could change them.
 ALWAYS = ("-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-w")
@@ -45,7 +45,7 @@ def to_c(scratch, name):
     """Translate src/NAME.pyx, and return the C file; CalledProcessError if Cython refuses it."""
     target = scratch / f"{name}.c"
     command = [sys.executable, "-m", "cython", *directives(), "--module-name", f"fastrms.{name}"]
-    command += ["-I", "src", "-o", str(target), f"src/{name}.pyx"]
+    command += ["-I", "src", "-I", ".", "-o", str(target), f"src/{name}.pyx"]
     subprocess.run(command, cwd=scratch, check=True, capture_output=True, text=True, timeout=120)
     return target
 

@@ -27,12 +27,13 @@ except ModuleNotFoundError as error:
     ) from None
 
 from . import _threads, reference  # noqa: F401
-from ._config import show_config
+from ._config import get_include, show_config
 from ._version import __version__
 
 __all__ = [
     "__version__",
     "add_rms_norm",
+    "get_include",
     "get_num_threads",
     "reference",
     "residual_add",

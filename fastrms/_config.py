@@ -1,6 +1,7 @@
-"""What this installation is: versions, compiler, instruction set, threads."""
+"""What this installation is: versions, compiler, instruction set, threads; where its header is."""
 
 import platform
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +37,11 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, dict[s
         for name, value in entries.items():
             print(f"  {name}: {value}")
     return None
+
+
+def get_include() -> str:
+    """Return the folder of ``fastrms.h``, for what is compiled against the C interface."""
+    return str(Path(__file__).parent / "include")
 
 
 def _gather() -> dict[str, dict[str, Any]]:

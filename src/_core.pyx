@@ -49,6 +49,7 @@ include "caches.pxi"
 include "threads.pxi"
 include "blocks.pxi"
 include "shards.pxi"
+include "capi.pxi"
 
 
 def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accumulate=False):
@@ -405,31 +406,46 @@ cdef inline int take_numbers(Job* job, object eps, object weight_offset) except 
 cdef inline int start_job(Job* job, cnp.ndarray x, bint accumulate) except -1:
     """Check x, and fill in what each normalising job has beside its numbers, with no weight yet."""
     check_array(x, "x")
-    job.n = job.size = last_axis(x)
+    clear_job(job, last_axis(x))
+    job.accumulate = accumulate
+    return 0
+
+
+cdef inline void clear_job(Job* job, Py_ssize_t n) noexcept nogil:
+    job.n = job.size = n
     job.stream = job.fetch = False
     job.ahead = job.pass_rows = 1
     job.squares = job.products = NULL
     job.weight = job.factor32 = job.dx = NULL
     job.factor = NULL
-    job.accumulate = accumulate
-    return 0
+
+
+# The floats that it may take for each element of a row, of whole cache lines.
+cdef enum:
+    MOST_FACTOR = 3
 
 
 cdef cnp.ndarray room_for_factor(Job* job, Py_ssize_t rows):
-    """Memory for what a job multiplies dy by, to the end of a cache line each, where it is not the
-    weight itself: n doubles for more than a row, n floats with an offset."""
-    cdef bint offset = double_bits(job.weight_offset) != 0
-    cdef cnp.npy_intp width = whole_lines(job.n), doubles = width if rows > 1 else 0
-    cdef cnp.npy_intp size = doubles + (width // 2 if offset else 0)
+    """Memory for what a job multiplies dy by, where it is not the weight itself."""
+    cdef cnp.npy_intp size = place_factor(job, rows, NULL)
     cdef cnp.ndarray room = None
-    job.factor32 = <float*>job.weight
     if size > 0:
         room = cnp.PyArray_EMPTY(1, &size, cnp.NPY_DOUBLE, 0)
-        if doubles > 0:
-            job.factor = <double*>cnp.PyArray_DATA(room)
-        if offset:
-            job.factor32 = <float*>cnp.PyArray_DATA(room) + 2 * doubles
+        place_factor(job, rows, <double*>cnp.PyArray_DATA(room))
     return room
+
+
+cdef inline Py_ssize_t place_factor(Job* job, Py_ssize_t rows, double* room) noexcept nogil:
+    """Take `room` for it, to the end of a cache line each: n doubles for more than a row, n floats
+    with an offset. Return how many doubles that is; with NULL nothing else."""
+    cdef bint offset = double_bits(job.weight_offset) != 0
+    cdef Py_ssize_t width = whole_lines(job.n), doubles = width if rows > 1 else 0
+    job.factor32 = <float*>job.weight
+    if room != NULL and doubles > 0:
+        job.factor = room
+    if room != NULL and offset:
+        job.factor32 = <float*>(room + doubles)
+    return doubles + (width // 2 if offset else 0)
 
 
 def build_info():

@@ -41,12 +41,16 @@ cdef int refuse_masked_number(object value, str name) except -1:
 
 
 cdef inline int take_eps(double* eps, object value) except -1:
-    cdef int64_t bits
     take_number(eps, value, "eps")
-    bits = double_bits(eps[0])      # INT64_MIN is -0.0
-    if not (0 <= bits <= INFINITY_BITS or bits == INT64_MIN):
+    if not is_eps(eps[0]):
         raise ValueError(f"eps must be zero or more, got {eps[0]}")
     return 0
+
+
+cdef inline bint is_eps(double value) noexcept nogil:
+    """Zero or more, without a comparison that can raise floating-point flags."""
+    cdef int64_t bits = double_bits(value)      # INT64_MIN is -0.0
+    return 0 <= bits <= INFINITY_BITS or bits == INT64_MIN
 
 
 cdef inline cnp.ndarray as_array(object value, str name):

@@ -23,6 +23,14 @@ cdef struct Blocks:
 
 cdef int run_backward(Job* job, Py_ssize_t rows, float* dweight, bint accumulate) except -1:
     """Backward over all rows; dweight (n,) OUT, or IN-OUT to accumulate, NULL without a weight."""
+    if not run_few(job, rows, dweight, accumulate):
+        run_in_blocks(job, rows, dweight, accumulate)
+    return 0
+
+
+cdef inline bint run_few(Job* job, Py_ssize_t rows, float* dweight,
+                         bint accumulate) noexcept nogil:
+    """Start the job; end it too, where it has a few rows that need no blocks. Whether it did."""
     cdef bint done = False
     cdef fp_state state = default_fp_state()
     kernels.start(job)
@@ -30,44 +38,76 @@ cdef int run_backward(Job* job, Py_ssize_t rows, float* dweight, bint accumulate
             and job.squares == NULL):
         done = kernels.backward_few(job, rows, dweight)
     restore_fp_state(state)
-    if not done:
-        run_in_blocks(job, rows, dweight, accumulate)
-    return 0
+    return done
 
 
 cdef int run_in_blocks(const Job* job, Py_ssize_t rows, float* dweight,
                        bint accumulate) except -1:
     """Backward in row blocks, each with a partial sum of dweight; it is stored last of all."""
-    cdef Blocks blocks = cut_blocks(rows, job.n, dweight != NULL)
-    cdef Py_ssize_t at_once = 1 if blocks.threads == 1 else blocks.group
-    cdef Py_ssize_t sums = 0 if blocks.count <= 1 else at_once
-    cdef Py_ssize_t each = (1 + sums) * sizeof(double) + at_once * sizeof(float)
+    cdef Blocks blocks = cut_blocks(rows, job.n, dweight != NULL, threads_for(rows * job.n))
+    cdef Py_ssize_t each = block_bytes(blocks.count, at_once(&blocks))
     cdef double* memory = NULL
-    cdef fp_state state
     if dweight != NULL:
         memory = <double*>PyMem_RawCalloc(blocks.width, each)
         if memory == NULL:
             raise MemoryError(f"dweight needs {each} bytes * {job.n} of scratch")
-        blocks.dweight = memory
-        blocks.sums = memory + (blocks.width if sums else 0)
-        blocks.scratch = <float*>(memory + blocks.width * (1 + sums))
+        place_sums(&blocks, memory)
     try:
         if rows * job.n < min(RELEASE_GIL, parallel_from):
             run_blocks(job, &blocks, 0, blocks.count, 0, blocks.size)
         else:
             run_pieces(job, &blocks)
         if dweight != NULL:
-            state = default_fp_state()
-            kernels.store_dweight(dweight, memory, job.n, accumulate)
-            restore_fp_state(state)
+            store_sums(job, &blocks, dweight, accumulate)
     finally:
         PyMem_RawFree(memory)
     return 0
 
 
-cdef inline Blocks cut_blocks(Py_ssize_t rows, Py_ssize_t n, bint weighted) noexcept nogil:
+cdef void run_all_blocks(const Job* job, Py_ssize_t rows, float* dweight, bint accumulate,
+                         double* memory, int threads) noexcept nogil:
+    """The same in memory of the caller's, without a look for signals."""
+    cdef Blocks blocks = cut_blocks(rows, job.n, dweight != NULL, threads)
+    cdef Py_ssize_t first = 0
+    if dweight != NULL:
+        place_sums(&blocks, memory)
+        memset(memory, 0, blocks.width * sizeof(double))
+    while first < blocks.count:
+        run_blocks(job, &blocks, first, min(blocks.count, first + blocks.group), 0, blocks.size)
+        first += blocks.group
+    if dweight != NULL:
+        store_sums(job, &blocks, dweight, accumulate)
+
+
+cdef inline Py_ssize_t at_once(const Blocks* blocks) noexcept nogil:
+    return 1 if blocks.threads == 1 else blocks.group
+
+
+cdef inline Py_ssize_t block_bytes(Py_ssize_t count, Py_ssize_t side_by_side) noexcept nogil:
+    """For each element of a row: dweight, and of each block at work a sum and scratch. A single
+    block sums in dweight."""
+    cdef Py_ssize_t sums = 0 if count <= 1 else side_by_side
+    return (1 + sums) * sizeof(double) + side_by_side * sizeof(float)
+
+
+cdef inline void place_sums(Blocks* blocks, double* memory) noexcept nogil:
+    blocks.dweight = blocks.sums = memory
+    blocks.scratch = <float*>(memory + blocks.width)
+    if blocks.count > 1:
+        blocks.sums = memory + blocks.width
+        blocks.scratch = <float*>(blocks.sums + blocks.width * at_once(blocks))
+
+
+cdef inline void store_sums(const Job* job, const Blocks* blocks, float* dweight,
+                            bint accumulate) noexcept nogil:
+    cdef fp_state state = default_fp_state()
+    kernels.store_dweight(dweight, blocks.dweight, job.n, accumulate)
+    restore_fp_state(state)
+
+
+cdef inline Blocks cut_blocks(Py_ssize_t rows, Py_ssize_t n, bint weighted,
+                              Py_ssize_t threads) noexcept nogil:
     cdef Blocks blocks
-    cdef Py_ssize_t threads = threads_for(rows * n)
     blocks.rows = rows
     blocks.size = max(LEAST_BLOCK, (rows + MOST_BLOCKS - 1) // MOST_BLOCKS)
     if not weighted:    # no sum of dweight: a block is what suits the threads

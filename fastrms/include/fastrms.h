@@ -64,7 +64,7 @@ typedef struct fastrms_functions {
                     double eps, double weight_offset, int accumulate, int threads);
 
     /* residual += x, bit for bit as float addition; then out = rms_norm(residual).
-     * out may be x. Error: that of rms_norm, from the rounded sum. */
+     * residual may be x, or out may. Error: that of rms_norm, from the rounded sum. */
     int (*add_rms_norm)(const float *x, ptrdiff_t x_stride,
                         float *residual, ptrdiff_t residual_stride, const float *weight,
                         float *out, ptrdiff_t out_stride, ptrdiff_t rows, ptrdiff_t n,
@@ -81,7 +81,8 @@ typedef struct fastrms_functions {
                              ptrdiff_t rows, ptrdiff_t n,
                              double eps, double weight_offset, int accumulate, int threads);
 
-    /* residual += scale * x. Rounded once, with scale 1 bit for bit as float addition. */
+    /* residual += scale * x. Rounded once, with scale 1 bit for bit as float addition.
+     * residual may be x. */
     int (*residual_add)(const float *x, ptrdiff_t x_stride,
                         float *residual, ptrdiff_t residual_stride, ptrdiff_t rows, ptrdiff_t n,
                         double scale, int threads);
