@@ -1,0 +1,249 @@
+"""fastrms.numba: inside of nopython code the bits of the NumPy calls, and typed refusals."""
+
+import inspect
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+REASON = 'not installed: python -m pip install "fastrms[numba]"'
+numba = pytest.importorskip("numba", reason=REASON)
+
+import fastrms  # noqa: E402
+import fastrms.numba as adapter  # noqa: E402
+
+SHAPES = [(1, 64), (7, 33), (3, 5, 96), (40,), (0, 8), (4, 0)]
+# Each is compiled once for each of the types that the tests pass.
+OPTIONS = {"eps": 1e-6, "weight_offset": 1.0}
+
+
+@numba.njit
+def norm(x, weight, out, accumulate):
+    return fastrms.rms_norm(x, weight, 1e-6, weight_offset=1.0, out=out, accumulate=accumulate)
+
+
+@numba.njit
+def add_norm(x, residual, weight, out):
+    return fastrms.add_rms_norm(x, residual, weight, 1e-6, weight_offset=1.0, out=out)
+
+
+@numba.njit
+def backward(dy, x, weight, dx, dweight, accumulate):
+    return fastrms.rms_norm_backward(
+        dy, x, weight, 1e-6, weight_offset=1.0, dx=dx, dweight=dweight, accumulate=accumulate
+    )
+
+
+@numba.njit
+def add(x, residual, scale):
+    return fastrms.residual_add(x=x, residual=residual, scale=scale)
+
+
+def same(found, wanted):
+    assert type(found) is type(wanted)
+    if wanted is not None:
+        assert (found.shape, found.tobytes()) == (wanted.shape, wanted.tobytes())
+
+
+@pytest.fixture(params=[True, False], ids=["weight", "none"])
+def weighted(request):
+    return request.param
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rms_norm(isa, draw, shape, weighted):
+    x, out, weight = draw(*shape), draw(*shape), draw(shape[-1]) if weighted else None
+    same(norm(x, weight, None, False), fastrms.rms_norm(x, weight, **OPTIONS))
+    wanted = fastrms.rms_norm(x, weight, out=out.copy(), accumulate=True, **OPTIONS)
+    assert norm(x, weight, out, True).ctypes.data == out.ctypes.data
+    same(out, wanted)
+    wanted = fastrms.rms_norm(x, weight, **OPTIONS)
+    same(norm(x, weight, x, False), wanted)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_add_rms_norm(isa, draw, shape, weighted):
+    x, residual, weight = draw(*shape), draw(*shape), draw(shape[-1]) if weighted else None
+    stream = residual.copy()
+    wanted = fastrms.add_rms_norm(x, stream, weight, **OPTIONS)
+    same(add_norm(x, residual.copy(), weight, None), wanted)
+    same(add_norm(x, residual, weight, x), wanted)
+    same(residual, stream)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (90, 70)])
+def test_rms_norm_backward(isa, draw, shape, weighted):
+    dy, x, dx = draw(*shape), draw(*shape), draw(*shape)
+    weight, dweight = (draw(shape[-1]), draw(shape[-1])) if weighted else (None, None)
+    found = backward(dy, x, weight, None, None, False)
+    for one, wanted in zip(found, fastrms.rms_norm_backward(dy, x, weight, **OPTIONS), strict=True):
+        same(one, wanted)
+    outputs = {"dx": dx.copy(), "dweight": None if dweight is None else dweight.copy()}
+    wanted = fastrms.rms_norm_backward(dy, x, weight, **outputs, accumulate=True, **OPTIONS)
+    for one, other in zip(backward(dy, x, weight, dx, dweight, True), wanted, strict=True):
+        same(one, other)
+    wanted = fastrms.rms_norm_backward(dy, x, weight, **OPTIONS)[0]
+    same(backward(dy, x, weight, dy, None, False)[0], wanted)
+
+
+@pytest.mark.parametrize("scale", [1, 0.3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_residual_add(isa, draw, shape, scale):
+    x, residual = draw(*shape), draw(*shape)
+    wanted = fastrms.residual_add(x=x, residual=residual.copy(), scale=float(scale))
+    assert add(x, residual, scale).ctypes.data == residual.ctypes.data
+    same(residual, wanted)
+
+
+def test_defaults(draw):
+    @numba.njit
+    def defaults(x, residual, weight):
+        y = fastrms.add_rms_norm(x, residual)
+        fastrms.residual_add(x=x, residual=residual)
+        return y, fastrms.rms_norm(x), fastrms.rms_norm_backward(y, x, weight)
+
+    x, residual, weight = draw(5, 12), draw(5, 12), draw(12)
+    stream = residual.copy()
+    wanted = fastrms.add_rms_norm(x, stream)
+    fastrms.residual_add(x=x, residual=stream)
+    y, norm, (dx, dweight) = defaults(x, residual, weight)
+    same(y, wanted)
+    same(residual, stream)
+    same(norm, fastrms.rms_norm(x))
+    for found, wanted in zip((dx, dweight), fastrms.rms_norm_backward(y, x, weight), strict=True):
+        same(found, wanted)
+
+
+def test_each_call_of_a_prange_stays_on_its_thread(restore, draw):
+    @numba.njit(parallel=True)
+    def by_row(x, weight, out):
+        for row in numba.prange(len(x)):
+            fastrms.rms_norm(x[row], weight, out=out[row])
+
+    fastrms.set_num_threads(3)  # nothing is too small for them, in this test
+    x, weight, out = draw(200, 96), draw(96), draw(200, 96)
+    by_row(x, weight, out)
+    same(out, fastrms.rms_norm(x, weight))
+
+
+def test_what_backward_needs_lives_until_it_is_done(draw):
+    """Its scratch goes by address, of which numba's reference counts know nothing."""
+    dy, x, weight = draw(300, 2000), draw(300, 2000), draw(2000)
+
+    @numba.njit
+    def often(dy, x, weight):
+        for _ in range(5):
+            result = fastrms.rms_norm_backward(dy.copy(), x.copy(), weight.copy())
+        return result
+
+    for found, wanted in zip(
+        often(dy, x, weight), fastrms.rms_norm_backward(dy, x, weight), strict=True
+    ):
+        same(found, wanted)
+
+
+# ---- refusals ---------------------------------------------------------------------------------
+
+X = np.ones((4, 6), np.float32)
+READ_ONLY = np.ones((4, 6), np.float32)
+READ_ONLY.flags.writeable = False
+UNALIGNED = np.frombuffer(bytearray(97), np.uint8)[1:].view(np.float32).reshape(4, 6)
+TYPED = {
+    "x must be a float32 array, got array(float64": lambda: norm(
+        X.astype(float), None, None, False
+    ),
+    "x must be a float32 array, got int64": lambda: norm(1, None, None, False),
+    "x must be a float32 array, got none": lambda: norm(None, None, None, False),
+    "x must be C-contiguous": lambda: norm(X.T, None, None, False),
+    "weight must have one axis, got array": lambda: norm(X, X, None, False),
+    "out must have 2 axes, got array": lambda: norm(X, None, X[0], False),
+    "out must be writeable, got": lambda: norm(X, None, READ_ONLY, False),
+    "accumulate must be True or False, got int64": lambda: norm(X, None, X, 1),
+    "residual must be a float32 array, got none": lambda: add(X, None, 1.0),
+    "residual must be writeable, got": lambda: add_norm(X, READ_ONLY, None, None),
+    "scale must be a real number, got complex128": lambda: add(X, X.copy(), 1j),
+    "dweight needs weight": lambda: backward(X, X, None, None, X[0], False),
+    "dy must have 2 axes, got array": lambda: backward(X[0], X, None, None, None, False),
+}
+
+
+@pytest.mark.parametrize("message", TYPED)
+def test_typed_refusals(message):
+    with pytest.raises(numba.core.errors.TypingError) as error:
+        TYPED[message]()
+    assert message in str(error.value)
+
+
+MEMORY = np.ones(40, np.float32)
+ONE, OTHER = MEMORY[:24].reshape(4, 6), MEMORY[1:25].reshape(4, 6)
+AT_CALL = {
+    "weight and dweight must": lambda: norm(X, X[0, :5].copy(), None, False),
+    "each array must have the shape of x": lambda: norm(X, None, X[:3].copy(), False),
+    "accumulate=True needs out=": lambda: norm(X, None, None, True),
+    "accumulate=True needs dx= or": lambda: backward(X, X, X[0].copy(), None, None, True),
+    "eps must be zero or more": lambda: negative(X),
+    "arrays must be aligned": lambda: norm(UNALIGNED, None, None, False),
+    "an output must be the very input": lambda: norm(ONE, None, OTHER, False),
+    "an output must not share memory with the weight": lambda: norm(X, ONE[0], ONE, False),
+    "an output must not share memory with": lambda: add_norm(X, ONE, None, ONE),
+    "must not share memory with the weight or another": lambda: backward(
+        X, X, X[0].copy(), ONE, ONE[0], False
+    ),
+}
+
+
+@numba.njit
+def negative(x):
+    return fastrms.rms_norm(x, eps=-1)
+
+
+@pytest.mark.parametrize("message", AT_CALL)
+def test_refusals_at_a_call(message):
+    before = MEMORY.copy()
+    with pytest.raises(ValueError, match=message):
+        AT_CALL[message]()
+    same(MEMORY, before)
+
+
+# ---- the module -------------------------------------------------------------------------------
+
+
+def test_the_overloads_have_pythons_signatures():
+    for name in adapter.__all__:
+        assert getattr(adapter, name) is getattr(fastrms, name)
+        overload = getattr(adapter, f"_overload_{name}")
+        here, python = (
+            [(p.name, p.default) for p in inspect.signature(f).parameters.values()]
+            for f in (overload, getattr(fastrms, name))
+        )
+        assert here == python
+
+
+CACHED = """
+import numba, numpy as np, fastrms, fastrms.numba
+
+@numba.njit(cache=True)
+def norm(x):
+    return fastrms.rms_norm(x)
+
+x = np.arange(12, dtype=np.float32).reshape(3, 4)
+assert (norm(x) == fastrms.rms_norm(x)).all()
+print(sum(norm.stats.cache_hits.values()), sum(norm.stats.cache_misses.values()))
+"""
+
+
+def test_cached_code_runs_in_another_process(tmp_path):
+    (tmp_path / "cached.py").write_text(CACHED)
+    for wanted in ("0 1", "1 0"):
+        done = subprocess.run(
+            [sys.executable, "cached.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == wanted
+
+
+def test_without_numba_the_message_names_the_extra(python):
+    done = python("import sys; sys.modules['numba'] = None; import fastrms.numba")
+    assert "ModuleNotFoundError" in done.stderr or "ImportError" in done.stderr
+    assert 'python -m pip install "fastrms[numba]"' in done.stderr
