@@ -165,8 +165,8 @@ cdef void run_turn(const void* call, long item) noexcept nogil:
     run_block(turn.job, turn.blocks, turn.first + item, item, turn.row, turn.count)
 
 
-cdef void run_block(const Job* job, const Blocks* blocks, Py_ssize_t b, Py_ssize_t item,
-                    Py_ssize_t row, Py_ssize_t count) noexcept nogil:
+cdef inline void run_block(const Job* job, const Blocks* blocks, Py_ssize_t b, Py_ssize_t item,
+                           Py_ssize_t row, Py_ssize_t count) noexcept nogil:
     """Some rows of block b, which is number `item` of those that run side by side."""
     cdef double* sums = NULL
     cdef float* scratch = NULL

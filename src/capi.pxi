@@ -26,8 +26,8 @@ cdef inline int bad_pointer(const void* data, size_t alignment) noexcept nogil:
     return FASTRMS_BAD_POINTER if data == NULL or <size_t>data & (alignment - 1) else FASTRMS_OK
 
 
-cdef inline int bad_output(const float* data, Py_ssize_t stride, Py_ssize_t rows,
-                           Py_ssize_t n) noexcept nogil:
+cdef int bad_output(const float* data, Py_ssize_t stride, Py_ssize_t rows,
+                    Py_ssize_t n) noexcept nogil:
     """Rows that overlap would be written by two threads at once, and read after they were."""
     if rows > 1 and -n < stride < n:
         return FASTRMS_BAD_STRIDE
@@ -38,8 +38,8 @@ cdef inline int bad_weight(const float* weight) noexcept nogil:
     return FASTRMS_OK if weight == NULL else bad_pointer(weight, sizeof(float))
 
 
-cdef inline int start_c_job(Job* job, Py_ssize_t rows, Py_ssize_t n, double eps,
-                            double weight_offset, int threads) noexcept nogil:
+cdef int start_c_job(Job* job, Py_ssize_t rows, Py_ssize_t n, double eps,
+                     double weight_offset, int threads) noexcept nogil:
     """What each function is given beside its arrays."""
     if rows < 0 or n < 0 or n >= MOST_SIZE or (rows > 1 and n > 0 and rows > MOST_FLOATS // n):
         return FASTRMS_BAD_SIZE
