@@ -1,4 +1,4 @@
-"""examples/cython_block: it builds against the installed package, and runs the block that NumPy does."""
+"""examples/cython_block: built against the installed package it runs the block that NumPy does."""
 
 import os
 import shutil

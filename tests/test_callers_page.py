@@ -1,0 +1,54 @@
+"""docs/callers.md: its Python blocks run, its C block compiles, its Cython block is Cython."""
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import fastrms
+
+PAGE = (Path(__file__).parent.parent / "docs" / "callers.md").read_text("utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_python_blocks_run_in_order():
+    for module in ("numba", "cffi"):
+        pytest.importorskip(
+            module, reason=f"{module} is not installed: the page's blocks import it"
+        )
+    values = {}
+    for block in blocks("python"):
+        exec(compile(block, "callers.md", "exec"), values)
+    assert len(blocks("python")) == 3
+
+
+def test_the_c_block_compiles(tmp_path):
+    if not shutil.which("gcc"):
+        pytest.skip("needs gcc, to compile the page's C")
+    (block,) = blocks("c")
+    include = [f"-I{sysconfig.get_paths()['include']}", f"-I{fastrms.get_include()}"]
+    command = ["gcc", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-fsyntax-only"]
+    subprocess.run([*command, *include, "-xc", "-"], input=block, text=True, check=True)
+
+
+def test_the_cython_block_compiles(tmp_path):
+    pytest.importorskip("Cython", reason="Cython is not installed: nothing to compile with")
+    (block,) = blocks("cython")
+    (tmp_path / "block.pyx").write_text(block)
+    package = Path(fastrms.__file__).parents[1]
+    command = [sys.executable, "-m", "cython", "-3", "-I", package, tmp_path / "block.pyx"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_function_is_in_the_header():
+    assert "nine functions" in PAGE
+    header = Path(fastrms.get_include(), "fastrms.h").read_text()
+    assert len(re.findall(r"\(\*\w+\)\(", header)) == 9
