@@ -420,9 +420,8 @@ cdef inline void clear_job(Job* job, Py_ssize_t n) noexcept nogil:
     job.factor = NULL
 
 
-# The floats that it may take for each element of a row, of whole cache lines.
 cdef enum:
-    MOST_FACTOR = 3
+    MOST_FACTOR = 3     # floats that it may take for each element of a row
 
 
 cdef cnp.ndarray room_for_factor(Job* job, Py_ssize_t rows):

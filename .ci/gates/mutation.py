@@ -29,7 +29,7 @@ CPU_SECONDS, SECONDS = 100, 600  # of one run of tests, which needs 25; a busy m
 KERNEL = (("special", "range"), ("shards", "overlap", "layout", "fuzz", "accuracy", "bits"))
 DOOR = (
     ("contract", "buffers", "overlap"),
-    ("shards", "layout", "fuzz", "special", "threads", "bits"),
+    ("shards", "layout", "fuzz", "special", "threads", "bits", "c_api", "c_interface"),
 )
 FILES = {
     "sums.pxi": ("_kernels_baseline", KERNEL),
