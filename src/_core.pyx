@@ -14,9 +14,10 @@ from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport INT64_MIN, int64_t
+from libc.stdlib cimport llabs
 from libc.string cimport memset
 
-from kernels cimport Job, Table, rows_kernel
+from kernels cimport Axis, Job, Table, rows_kernel
 
 cdef extern from "Python.h":
     double PyFloat_AsDouble(object) except *
@@ -45,6 +46,7 @@ cnp.import_array()
 
 include "isa.pxi"
 include "arrays.pxi"
+include "rows.pxi"
 include "caches.pxi"
 include "threads.pxi"
 include "blocks.pxi"
@@ -104,6 +106,7 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     array([[0.8485278, 1.1313704]], dtype=float32)
     """
     cdef Job job
+    cdef Axis[MOST_AXES] axes
     cdef cnp.ndarray x_in, w, y, x_rows, w_row, y_rows
     cdef object result = out
     cdef Py_ssize_t rows
@@ -121,10 +124,8 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     if w is not None:
         w_row = weight_beside(w, y)
         job.weight = <const float*>cnp.PyArray_DATA(w_row)
-    x_rows = input_rows(apart(x_in, y), &job.x_stride)
-    y_rows = output_rows(y, &job.y_stride)
-    job.x = <const float*>cnp.PyArray_DATA(x_rows)
-    job.y = <float*>cnp.PyArray_DATA(y_rows)
+    x_rows, y_rows = input_rows(apart(x_in, y)), output_rows(y)
+    place(&job, axes, x_rows, None, y_rows, None, None)
     rows = count_rows(x_rows)
     suit_caches(&job, rows, 2, job.y, job.y_stride, accumulate or job.y == job.x)
     run(kernels.rms_norm, &job, rows)
@@ -242,6 +243,7 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
     array([[3., 4.]], dtype=float32)
     """
     cdef Job job
+    cdef Axis[MOST_AXES] axes
     cdef cnp.ndarray x_in, stream, w, y, x_rows, stream_rows, w_row, y_rows
     cdef object result = out
     cdef Py_ssize_t rows
@@ -260,12 +262,9 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
     if w is not None:
         w_row = weight_beside(weight_beside(w, y), stream)
         job.weight = <const float*>cnp.PyArray_DATA(w_row)
-    x_rows = input_rows(apart(apart(x_in, y), stream), &job.x_stride)
-    stream_rows = output_rows(stream, &job.residual_stride)
-    y_rows = output_rows(y, &job.y_stride)
-    job.x = <const float*>cnp.PyArray_DATA(x_rows)
-    job.residual = <float*>cnp.PyArray_DATA(stream_rows)
-    job.y = <float*>cnp.PyArray_DATA(y_rows)
+    x_rows = input_rows(apart(apart(x_in, y), stream))
+    stream_rows, y_rows = output_rows(stream), output_rows(y)
+    place(&job, axes, x_rows, None, y_rows, stream_rows, None)
     rows = count_rows(x_rows)
     suit_caches(&job, rows, 3, job.y, job.y_stride, job.y == job.x)
     run(kernels.add_rms_norm, &job, rows)
@@ -311,6 +310,7 @@ def residual_add(residual, x, scale=1.0):
     array([1.5, 2. ], dtype=float32)
     """
     cdef Job job
+    cdef Axis[MOST_AXES] axes
     cdef cnp.ndarray x_in, stream, x_rows, stream_rows
     take_number(&job.scale, scale, "scale")
     x_in, stream = as_array(x, "x"), as_array(residual, "residual")
@@ -318,10 +318,9 @@ def residual_add(residual, x, scale=1.0):
     check_output(stream, "residual", x_in, "x")
     job.n = job.size = last_axis(x_in)
     job.factor32 = NULL
-    x_rows = input_rows(apart(x_in, stream), &job.x_stride)
-    stream_rows = output_rows(stream, &job.residual_stride)
-    job.x = <const float*>cnp.PyArray_DATA(x_rows)
-    job.residual = <float*>cnp.PyArray_DATA(stream_rows)
+    job.squares = job.products = NULL
+    x_rows, stream_rows = input_rows(apart(x_in, stream)), output_rows(stream)
+    place(&job, axes, x_rows, None, None, stream_rows, None)
     run(kernels.residual_add, &job, count_rows(x_rows))
     write_back(stream, stream_rows)
     return residual
@@ -331,11 +330,12 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
                      object dx, object dweight, bint accumulate, tuple sums):
     """rms_norm_backward, and with sums = (sum_squares, sum_products, size) that of a split row."""
     cdef Job job
+    cdef Axis[MOST_AXES] axes
     cdef cnp.ndarray x_in, dy_in, w, dx_out, dweight_out, squares = None, products = None
     cdef cnp.ndarray x_rows, dy_rows, dx_rows, w_row, dweight_row, sum_rows, product_rows, _factor
     cdef object dx_result = dx, dweight_result = dweight
     cdef float* dweight_data = NULL
-    cdef Py_ssize_t rows, unused, size = 0
+    cdef Py_ssize_t rows, size = 0
     take_numbers(&job, eps, weight_offset)
     if sums is not None:
         size = as_size(sums[2])
@@ -377,14 +377,10 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
         sum_rows, product_rows = sums_beside(squares, dx_out), sums_beside(products, dx_out)
         job.squares = <double*>cnp.PyArray_DATA(sum_rows)
         job.products = <double*>cnp.PyArray_DATA(product_rows)
-    x_rows = input_rows(x_rows, &job.x_stride)
-    dy_rows = input_rows(dy_rows, &job.dy_stride)
-    dx_rows = output_rows(dx_out, &job.dx_stride)
-    job.x = <const float*>cnp.PyArray_DATA(x_rows)
-    job.dy = <const float*>cnp.PyArray_DATA(dy_rows)
-    job.dx = <float*>cnp.PyArray_DATA(dx_rows)
+    x_rows, dy_rows, dx_rows = input_rows(x_rows), input_rows(dy_rows), output_rows(dx_out)
+    place(&job, axes, x_rows, dy_rows, None, None, dx_rows)
     if dweight_out is not None:
-        dweight_row = output_rows(dweight_out, &unused)
+        dweight_row = output_rows(dweight_out)
         dweight_data = <float*>cnp.PyArray_DATA(dweight_row)
     rows = count_rows(x_rows)
     if w is not None:
@@ -416,7 +412,7 @@ cdef inline void clear_job(Job* job, Py_ssize_t n) noexcept nogil:
     job.stream = job.fetch = False
     job.ahead = job.pass_rows = 1
     job.squares = job.products = NULL
-    job.weight = job.factor32 = job.dx = NULL
+    job.weight = job.factor32 = NULL
     job.factor = NULL
 
 

@@ -1,6 +1,6 @@
 # The door's array checks: what comes in is a float32 ndarray or is refused with a message that
-# names the argument, what was wanted and what came; what goes to a kernel is rows of one stride.
-# Nothing here writes to an array but NumPy's own copy back into an output.
+# names the argument, what was wanted and what came; and where arrays share memory. Nothing here
+# writes to one.
 
 cdef int64_t INFINITY_BITS = 0x7ff0000000000000
 
@@ -167,88 +167,6 @@ cdef tuple shape_of(cnp.ndarray array):
     return (<object>array).shape
 
 
-# ---- rows -------------------------------------------------------------------------------------
-
-cdef bint row_stride(cnp.ndarray array, Py_ssize_t* stride) noexcept:
-    """Whether the leading axes collapse to rows of one stride; if so *stride counts floats.
-
-    The last axis must be contiguous, the data aligned. Axes of length 1 have no say.
-    """
-    cdef int axis, last = cnp.PyArray_NDIM(array) - 1
-    cdef Py_ssize_t n = cnp.PyArray_DIM(array, last)
-    cdef Py_ssize_t step = 0, length = 1
-    stride[0] = n
-    if not cnp.PyArray_ISALIGNED(array):
-        return False
-    if cnp.PyArray_IS_C_CONTIGUOUS(array):
-        return True
-    if n > 1 and cnp.PyArray_STRIDE(array, last) != sizeof(float):
-        return False
-    for axis in range(last - 1, -1, -1):
-        if cnp.PyArray_DIM(array, axis) == 1:
-            continue
-        if length == 1:
-            step = cnp.PyArray_STRIDE(array, axis)
-        elif cnp.PyArray_STRIDE(array, axis) != step * length:
-            return False
-        length *= cnp.PyArray_DIM(array, axis)
-    if length > 1:
-        stride[0] = step // <Py_ssize_t>sizeof(float)
-    return True
-
-
-cdef inline Py_ssize_t count_rows(cnp.ndarray array) noexcept:
-    cdef Py_ssize_t rows = 1
-    cdef int axis
-    for axis in range(cnp.PyArray_NDIM(array) - 1):
-        rows *= cnp.PyArray_DIM(array, axis)
-    return rows
-
-
-cdef inline Py_ssize_t last_axis(cnp.ndarray array) noexcept:
-    return cnp.PyArray_DIM(array, cnp.PyArray_NDIM(array) - 1)
-
-
-cdef inline cnp.ndarray new_like(cnp.ndarray array):
-    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array), cnp.NPY_FLOAT, 0)
-
-
-cdef inline cnp.ndarray copy_of(cnp.ndarray array):
-    return cnp.PyArray_NewCopy(array, cnp.NPY_CORDER)
-
-
-cdef cnp.ndarray input_rows(cnp.ndarray array, Py_ssize_t* stride):
-    """The array itself if a kernel can walk its rows, else NumPy's contiguous copy."""
-    if not row_stride(array, stride):
-        array = copy_of(array)
-        row_stride(array, stride)
-    return array
-
-
-cdef cnp.ndarray output_rows(cnp.ndarray array, Py_ssize_t* stride):
-    """The array itself if a kernel can walk its rows, else a copy that write_back takes home.
-
-    Rows that overlap each other (a stride below the row's length) go by copy too.
-    """
-    cdef Py_ssize_t n = last_axis(array)
-    if row_stride(array, stride) and not -n < stride[0] < n:
-        return array
-    array = copy_of(array)
-    row_stride(array, stride)
-    return array
-
-
-cdef inline int write_back(cnp.ndarray target, cnp.ndarray rows) except -1:
-    """Copy the rows that output_rows made into the array that they stand for.
-
-    Not NumPy's WRITEBACKIFCOPY: a call that ends early only drops this copy, and an array that
-    came with that flag (an operand of np.nditer) keeps it.
-    """
-    if rows is not target:
-        cnp.PyArray_CopyAnyInto(target, rows)
-    return 0
-
-
 # ---- overlap ----------------------------------------------------------------------------------
 
 cdef inline void extent(cnp.ndarray array, char** low, char** high) noexcept:
@@ -335,10 +253,7 @@ cdef inline cnp.ndarray clear_of(cnp.ndarray array, cnp.ndarray output):
 
 cdef inline cnp.ndarray weight_beside(cnp.ndarray weight, cnp.ndarray output):
     """A weight that a kernel can read straight through while it writes `output`."""
-    cdef Py_ssize_t unused
-    if not row_stride(weight, &unused):
-        return copy_of(weight)
-    return clear_of(weight, output)
+    return clear_of(input_rows(weight), output)
 
 
 cdef inline int check_apart(cnp.ndarray a, str a_name, cnp.ndarray b, str b_name) except -1:

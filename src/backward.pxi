@@ -212,12 +212,13 @@ cdef void join(double* dweight, const float* group, Py_ssize_t n) noexcept nogil
 
 
 cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last, double* dweight,
-                   float* group) noexcept nogil:
+                   float* group, bint begins, bint ends) noexcept nogil:
     """Backward. job.dx (rows, n) OUT or IN-OUT; job.dy, job.x (rows, n), job.weight (n,) IN.
 
-    dweight (n,) IN-OUT, group (n,) scratch, both to the end of their last line and NULL without a
+    dweight (n,) IN-OUT, group (n,) IN-OUT, both to the end of their last line and NULL without a
     weight: groups of 8 rows are summed in float32, groups in float64. Error: 3 u a term and 7 u for
-    a group's sums, 10 u = 6e-7 of sum |dy * xhat|.
+    a group's sums, 10 u = 6e-7 of sum |dy * xhat|. A call of 8 rows at most may go on with a group
+    that an earlier one began, or leave its own to the next.
     """
     cdef Row[PASS] rows
     cdef Py_ssize_t start, count
@@ -225,14 +226,14 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last, double* dw
         scale_backward(job, first, last, dweight)
         return
     for start in range(first, last, 8):
-        if group != NULL:
+        if group != NULL and begins:
             memset(group, 0, (job.n + LINE - 1) // LINE * LINE * sizeof(float))
         while first < min(start + 8, last):
             count = min(job.pass_rows, min(start + 8, last) - first)
             start_rows(rows, job, first, count, last)
             gradient_rows(group, dweight, rows, count, job, DROP if group == NULL else GROUP)
             first += count
-        if group != NULL:
+        if group != NULL and ends:
             join(dweight, group, job.n)
     if job.stream:
         stream_fence()

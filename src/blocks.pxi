@@ -35,7 +35,7 @@ cdef inline bint run_few(Job* job, Py_ssize_t rows, float* dweight,
     cdef fp_state state = default_fp_state()
     kernels.start(job)
     if (rows * job.n < RELEASE_GIL and 0 < rows <= GROUP and not accumulate
-            and job.squares == NULL):
+            and job.squares == NULL and job.axes == NULL):
         done = kernels.backward_few(job, rows, dweight)
     restore_fp_state(state)
     return done
@@ -178,7 +178,7 @@ cdef inline void run_block(const Job* job, const Blocks* blocks, Py_ssize_t b, P
         scratch = blocks.scratch + item * blocks.width
         if row == 0 and sums != blocks.dweight:
             memset(sums, 0, blocks.width * sizeof(double))
-    kernels.backward(job, start + row, last, sums, scratch)
+    run_backward_kernel(job, start + row, last, sums, scratch)
     restore_fp_state(state)
 
 

@@ -1,6 +1,14 @@
 # The seam between the door and the kernels: one job, one table of functions.
 # Strides count floats from row to row; the last axis is contiguous. Rows are [first, last).
 
+ctypedef struct Axis:       # one of the leading axes of a job's arrays
+    Py_ssize_t length
+    Py_ssize_t y            # floats from index to index; 0 of an array that the job does not have
+    Py_ssize_t residual
+    Py_ssize_t dx
+    Py_ssize_t x
+    Py_ssize_t dy
+
 ctypedef struct Job:
     float* y                # (rows, n) OUT, or IN-OUT with accumulate
     float* residual         # (rows, n) IN-OUT
@@ -17,6 +25,9 @@ ctypedef struct Job:
     Py_ssize_t dx_stride
     Py_ssize_t x_stride
     Py_ssize_t dy_stride
+    # For the door: all leading axes, the last one first, where these strides are that one's alone;
+    # else NULL. A kernel is given rows of the last one.
+    const Axis* axes
     Py_ssize_t n
     Py_ssize_t size         # the length of a row of which n floats are here: n, if it is not split
     double inv_n            # 1 / size
@@ -42,9 +53,10 @@ ctypedef struct Table:
     rows_kernel row_squares
     rows_kernel row_products
     rows_kernel rms_scale
-    # dweight (n,) IN-OUT, group (n,) scratch; out (n,) OUT: all NULL without a weight
+    # dweight (n,) IN-OUT, group (n,) IN-OUT; out (n,) OUT: all NULL without a weight. The first row
+    # begins a group of 8, or goes on with one; the last ends it, or leaves it to a further call.
     void (*backward)(const Job* job, Py_ssize_t first, Py_ssize_t last, double* dweight,
-                     float* group) noexcept nogil
+                     float* group, bint begins, bint ends) noexcept nogil
     bint (*backward_few)(const Job* job, Py_ssize_t count, float* out) noexcept nogil
     void (*add_block)(double* dweight, const double* block, Py_ssize_t n) noexcept nogil
     void (*store_dweight)(float* out, const double* dweight, Py_ssize_t n,

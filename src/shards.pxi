@@ -145,6 +145,7 @@ def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0,
     (array([[0.8485278]], dtype=float32), array([[1.1313704]], dtype=float32))
     """
     cdef Job job
+    cdef Axis[MOST_AXES] axes
     cdef cnp.ndarray x_in, squares, w, y, x_rows, squares_row, w_row, y_rows
     cdef object result = out
     cdef Py_ssize_t whole
@@ -165,10 +166,8 @@ def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0,
         w_row = weight_beside(w, y)
         job.weight = <const float*>cnp.PyArray_DATA(w_row)
     squares_row = sums_beside(squares, y)
-    x_rows = input_rows(apart(x_in, y), &job.x_stride)
-    y_rows = output_rows(y, &job.y_stride)
-    job.x = <const float*>cnp.PyArray_DATA(x_rows)
-    job.y = <float*>cnp.PyArray_DATA(y_rows)
+    x_rows, y_rows = input_rows(apart(x_in, y)), output_rows(y)
+    place(&job, axes, x_rows, None, y_rows, None, None)
     job.squares = <double*>cnp.PyArray_DATA(squares_row)
     run(kernels.rms_scale, &job, count_rows(x_rows))
     write_back(y, y_rows)
@@ -229,8 +228,8 @@ def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=
 cdef cnp.ndarray sum_rows(Job* job, rows_kernel kernel, double** sums, cnp.ndarray x,
                           cnp.ndarray dy, cnp.ndarray w, cnp.ndarray target):
     """Run a kernel that takes one sum a row; return them, in `target` or a new array."""
-    cdef cnp.ndarray rows, x_rows, dy_rows, w_row
-    cdef Py_ssize_t unused
+    cdef Axis[MOST_AXES] axes
+    cdef cnp.ndarray rows, x_rows, dy_rows = None, w_row
     if w is not None:
         check_vector(w, "weight", job.n)
     if target is not None:
@@ -239,13 +238,12 @@ cdef cnp.ndarray sum_rows(Job* job, rows_kernel kernel, double** sums, cnp.ndarr
     # Always a new one: `out` may be anywhere, in any order, and sums are few.
     rows = cnp.PyArray_ZEROS(cnp.PyArray_NDIM(x) - 1, cnp.PyArray_DIMS(x), cnp.NPY_DOUBLE, 0)
     if w is not None:
-        w_row = input_rows(w, &unused)
+        w_row = input_rows(w)
         job.weight = <const float*>cnp.PyArray_DATA(w_row)
-    x_rows = input_rows(x, &job.x_stride)
-    job.x = <const float*>cnp.PyArray_DATA(x_rows)
+    x_rows = input_rows(x)
     if dy is not None:
-        dy_rows = input_rows(dy, &job.dy_stride)
-        job.dy = <const float*>cnp.PyArray_DATA(dy_rows)
+        dy_rows = input_rows(dy)
+    place(job, axes, x_rows, dy_rows, None, None, None)
     sums[0] = <double*>cnp.PyArray_DATA(rows)
     run(kernel, job, count_rows(x_rows))
     if target is None:

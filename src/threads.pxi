@@ -128,7 +128,7 @@ cdef int run(rows_kernel kernel, Job* job, Py_ssize_t rows) except -1:
     state = default_fp_state()
     kernels.start(job)
     if small:
-        kernel(job, 0, rows)
+        run_kernel(kernel, job, 0, rows)
     restore_fp_state(state)
     if small:
         return 0
@@ -175,5 +175,5 @@ cdef void run_item(const void* call, long item) noexcept nogil:
 cdef inline void run_part(rows_kernel kernel, const Job* job, Py_ssize_t first,
                           Py_ssize_t last) noexcept nogil:
     cdef fp_state state = default_fp_state()
-    kernel(job, first, last)
+    run_kernel(kernel, job, first, last)
     restore_fp_state(state)
