@@ -143,7 +143,7 @@ def join(h, out, i, p, config, ops):
     if config.residual and config.norm:
         return out, ops.add_rms_norm(h, out, weight)  # out += h, and its norm, in one pass
     if config.residual:
-        ops.residual_add(out, h)
+        ops.residual_add(h, out)
     return out, ops.rms_norm(out, weight) if config.norm else out
 
 
@@ -155,7 +155,7 @@ def join_backward(dx, dh, h, i, p, g, config, ops):
         ops.rms_norm_backward(dx, h, weight, dx=dh, dweight=dweight, accumulate=True)
         return dh
     if config.residual:
-        return ops.residual_add(dh, dx)
+        return ops.residual_add(dx, dh)
     if config.norm:
         ops.rms_norm_backward(dx, h, weight, dx=dx, dweight=dweight)
     return dx

@@ -131,7 +131,7 @@ class Formula:
         dx[...] = dx + value if accumulate else value
 
     @staticmethod
-    def residual_add(residual, x):
+    def residual_add(x, residual):
         residual += x
         return residual
 

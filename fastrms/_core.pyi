@@ -11,6 +11,7 @@ _Float32Buffer: TypeAlias = _Float32Array | Buffer
 _Out = TypeVar("_Out", bound=_Float32Buffer)
 _Sums = TypeVar("_Sums", bound=_Float64Array)
 _DWeight = TypeVar("_DWeight", bound=_Float32Buffer)
+_Accumulate: TypeAlias = bool | Literal["dx", "dweight"]
 
 @overload
 def rms_norm(
@@ -42,7 +43,7 @@ def rms_norm_backward(
     weight_offset: float = 0.0,
     dx: None = None,
     dweight: None = None,
-    accumulate: bool = False,
+    accumulate: _Accumulate = False,
 ) -> tuple[_Float32Array, None]: ...
 @overload
 def rms_norm_backward(
@@ -54,7 +55,7 @@ def rms_norm_backward(
     weight_offset: float = 0.0,
     dx: _Out,
     dweight: None = None,
-    accumulate: bool = False,
+    accumulate: _Accumulate = False,
 ) -> tuple[_Out, None]: ...
 @overload
 def rms_norm_backward(
@@ -66,7 +67,7 @@ def rms_norm_backward(
     weight_offset: float = 0.0,
     dx: None = None,
     dweight: None = None,
-    accumulate: bool = False,
+    accumulate: _Accumulate = False,
 ) -> tuple[_Float32Array, _Float32Array]: ...
 @overload
 def rms_norm_backward(
@@ -78,7 +79,7 @@ def rms_norm_backward(
     weight_offset: float = 0.0,
     dx: _Out,
     dweight: None = None,
-    accumulate: bool = False,
+    accumulate: _Accumulate = False,
 ) -> tuple[_Out, _Float32Array]: ...
 @overload
 def rms_norm_backward(
@@ -90,7 +91,7 @@ def rms_norm_backward(
     weight_offset: float = 0.0,
     dx: None = None,
     dweight: _DWeight,
-    accumulate: bool = False,
+    accumulate: _Accumulate = False,
 ) -> tuple[_Float32Array, _DWeight]: ...
 @overload
 def rms_norm_backward(
@@ -102,7 +103,7 @@ def rms_norm_backward(
     weight_offset: float = 0.0,
     dx: _Out,
     dweight: _DWeight,
-    accumulate: bool = False,
+    accumulate: _Accumulate = False,
 ) -> tuple[_Out, _DWeight]: ...
 @overload
 def add_rms_norm(
@@ -124,7 +125,7 @@ def add_rms_norm(
     weight_offset: float = 0.0,
     out: _Out,
 ) -> _Out: ...
-def residual_add(residual: _Out, x: _Float32Buffer, scale: float = 1.0) -> _Out: ...
+def residual_add(x: _Float32Buffer, residual: _Out, scale: float = 1.0) -> _Out: ...
 @overload
 def sum_squares(x: _Float32Buffer, *, out: None = None) -> _Float64Array: ...
 @overload
@@ -182,7 +183,7 @@ def rms_scale_backward(
     weight_offset: float = 0.0,
     dx: None = None,
     dweight: None = None,
-    accumulate: bool = False,
+    accumulate: _Accumulate = False,
 ) -> tuple[_Float32Array, None]: ...
 @overload
 def rms_scale_backward(
@@ -197,7 +198,7 @@ def rms_scale_backward(
     weight_offset: float = 0.0,
     dx: _Out,
     dweight: None = None,
-    accumulate: bool = False,
+    accumulate: _Accumulate = False,
 ) -> tuple[_Out, None]: ...
 @overload
 def rms_scale_backward(
@@ -212,7 +213,7 @@ def rms_scale_backward(
     weight_offset: float = 0.0,
     dx: None = None,
     dweight: None = None,
-    accumulate: bool = False,
+    accumulate: _Accumulate = False,
 ) -> tuple[_Float32Array, _Float32Array]: ...
 @overload
 def rms_scale_backward(
@@ -227,7 +228,7 @@ def rms_scale_backward(
     weight_offset: float = 0.0,
     dx: _Out,
     dweight: None = None,
-    accumulate: bool = False,
+    accumulate: _Accumulate = False,
 ) -> tuple[_Out, _Float32Array]: ...
 @overload
 def rms_scale_backward(
@@ -242,7 +243,7 @@ def rms_scale_backward(
     weight_offset: float = 0.0,
     dx: None = None,
     dweight: _DWeight,
-    accumulate: bool = False,
+    accumulate: _Accumulate = False,
 ) -> tuple[_Float32Array, _DWeight]: ...
 @overload
 def rms_scale_backward(
@@ -257,7 +258,7 @@ def rms_scale_backward(
     weight_offset: float = 0.0,
     dx: _Out,
     dweight: _DWeight,
-    accumulate: bool = False,
+    accumulate: _Accumulate = False,
 ) -> tuple[_Out, _DWeight]: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...

@@ -5,10 +5,12 @@ the result stays float64. The tests' oracle and the documentation's formula. It 
 that NumPy accepts.
 """
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+_Accumulate: TypeAlias = bool | Literal["dx", "dweight"]
 
 
 def rms_norm(
@@ -34,7 +36,7 @@ def rms_norm_backward(
     weight_offset: float = 0.0,
     dx: NDArray[Any] | None = None,
     dweight: NDArray[Any] | None = None,
-    accumulate: bool = False,
+    accumulate: _Accumulate = False,
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Return dx and dweight of ``sum(dy * rms_norm(x, weight))``; dweight is None without weight.
 
@@ -47,10 +49,7 @@ def rms_norm_backward(
         g = dy * _factor(weight, weight_offset)
         dx_value = (g - xhat * _mean(g * xhat)) / _rms(x, eps)
         terms = dy * xhat
-    if weight is None:
-        return _store(dx_value, dx, accumulate), None
-    dweight_value = terms.reshape(-1, x.shape[-1]).sum(axis=0)
-    return _store(dx_value, dx, accumulate), _store(dweight_value, dweight, accumulate)
+    return _gradients(dx_value, dx, terms, weight, dweight, accumulate)
 
 
 def sum_squares(x: ArrayLike, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -101,7 +100,7 @@ def rms_scale_backward(
     weight_offset: float = 0.0,
     dx: NDArray[Any] | None = None,
     dweight: NDArray[Any] | None = None,
-    accumulate: bool = False,
+    accumulate: _Accumulate = False,
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Return dx and dweight of some columns of rows of `size`, from the sums over whole rows.
 
@@ -115,10 +114,7 @@ def rms_scale_backward(
         mean = np.asarray(sum_products, np.float64)[..., None] / rms / max(size, 1)
         dx_value = (dy * _factor(weight, weight_offset) - xhat * mean) / rms
         terms = dy * xhat
-    if weight is None:
-        return _store(dx_value, dx, accumulate), None
-    dweight_value = terms.reshape(-1, x.shape[-1]).sum(axis=0)
-    return _store(dx_value, dx, accumulate), _store(dweight_value, dweight, accumulate)
+    return _gradients(dx_value, dx, terms, weight, dweight, accumulate)
 
 
 def add_rms_norm(
@@ -135,10 +131,25 @@ def add_rms_norm(
     return rms_norm(residual, weight, eps, weight_offset=weight_offset, out=out)
 
 
-def residual_add(residual: NDArray[Any], x: ArrayLike, scale: float = 1.0) -> NDArray[Any]:
+def residual_add(x: ArrayLike, residual: NDArray[Any], scale: float = 1.0) -> NDArray[Any]:
     """``residual += scale * x``, rounded once to residual's dtype."""
     residual[...] = np.asarray(residual, np.float64) + scale * np.asarray(x, np.float64)
     return residual
+
+
+def _gradients(
+    dx_value: NDArray[Any],
+    dx: NDArray[Any] | None,
+    terms: NDArray[Any],
+    weight: ArrayLike | None,
+    dweight: NDArray[Any] | None,
+    accumulate: _Accumulate,
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    dx_result = _store(dx_value, dx, bool(accumulate) and accumulate != "dweight")
+    if weight is None:
+        return dx_result, None
+    value = terms.reshape(-1, terms.shape[-1]).sum(axis=0)
+    return dx_result, _store(value, dweight, bool(accumulate) and accumulate != "dx")
 
 
 def _sum(values: NDArray[Any]) -> NDArray[Any]:

@@ -134,7 +134,7 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
 
 
 def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=None, dweight=None,
-                      bint accumulate=False):
+                      accumulate=False):
     """Carry a gradient back through `rms_norm`.
 
     With ``g = dy * (weight_offset + weight)`` and ``xhat = x / sqrt(mean(x**2) + eps)``:
@@ -155,9 +155,10 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
         Where the gradient of x goes; may be `dy` or `x`.
     dweight : float32 array, shape (n,), optional
         Where the gradient of weight goes.
-    accumulate : bool
-        Add to `dx` and `dweight`, those of them that were passed; the other one is new. With the
-        gradient that came down the skip path as `dx`, this is the backward of a residual block.
+    accumulate : bool, "dx" or "dweight"
+        True adds to `dx` and `dweight`, those of them that were passed; the other one is new. With
+        the gradient that came down the skip path as `dx`, this is the backward of a residual
+        block. A name adds to that one alone: "dweight" sums over micro-batches.
 
     Returns
     -------
@@ -171,7 +172,7 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     ValueError
         If a shape does not fit, eps is negative or NaN, an output is read-only or shares memory
         with the other, `dweight` comes without `weight`, or `accumulate` without a buffer to
-        add to. After a refusal every array is as it was.
+        add to or with another name. After a refusal every array is as it was.
 
     Notes
     -----
@@ -273,18 +274,18 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
     return result
 
 
-def residual_add(residual, x, scale=1.0):
+def residual_add(x, residual, scale=1.0):
     """Add a layer's output to the residual stream, in place.
 
     ``residual += scale * x``
 
     Parameters
     ----------
-    residual : float32 array, any shape but 0-d
-        Added to in place. With scale 1 the result is bit for bit `numpy.add`'s; with another
-        scale the product and the sum are rounded once.
-    x : float32 array, shape of residual
-        Only read.
+    x : float32 array, any shape but 0-d
+        A layer's output. Only read.
+    residual : float32 array, shape of x
+        The stream, added to in place. With scale 1 the result is bit for bit `numpy.add`'s; with
+        another scale the product and the sum are rounded once.
     scale : float
         A factor for `x`.
 
@@ -306,7 +307,7 @@ def residual_add(residual, x, scale=1.0):
     Examples
     --------
     >>> import numpy as np, fastrms
-    >>> fastrms.residual_add(np.ones(2, np.float32), np.array([1, 2], np.float32), 0.5)
+    >>> fastrms.residual_add(np.array([1, 2], np.float32), np.ones(2, np.float32), 0.5)
     array([1.5, 2. ], dtype=float32)
     """
     cdef Job job
@@ -327,7 +328,7 @@ def residual_add(residual, x, scale=1.0):
 
 
 cdef tuple gradients(object dy, object x, object weight, object eps, object weight_offset,
-                     object dx, object dweight, bint accumulate, tuple sums):
+                     object dx, object dweight, object accumulate, tuple sums):
     """rms_norm_backward, and with sums = (sum_squares, sum_products, size) that of a split row."""
     cdef Job job
     cdef Axis[MOST_AXES] axes
@@ -336,13 +337,14 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     cdef object dx_result = dx, dweight_result = dweight
     cdef float* dweight_data = NULL
     cdef Py_ssize_t rows, size = 0
+    cdef int adds = take_accumulate(accumulate)
     take_numbers(&job, eps, weight_offset)
     if sums is not None:
         size = as_size(sums[2])
         squares, products = as_sums(sums[0], "sum_squares"), as_sums(sums[1], "sum_products")
     dy_in, x_in, w = as_array(dy, "dy"), as_array(x, "x"), as_array(weight, "weight")
     dx_out, dweight_out = as_array(dx, "dx"), as_array(dweight, "dweight")
-    start_job(&job, x_in, accumulate and dx is not None)
+    start_job(&job, x_in, adds & TO_DX and dx is not None)
     check_array(dy_in, "dy")
     check_same_shape(dy_in, "dy", x_in, "x")
     if sums is not None:
@@ -353,8 +355,8 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
         check_vector(w, "weight", job.n)
     elif dweight is not None:
         raise ValueError("dweight needs weight: without one it has no gradient")
-    if accumulate and dx is None and dweight is None:
-        raise ValueError("accumulate=True needs dx= or dweight=, an array to add to")
+    if adds:
+        check_adds(adds, dx, dweight)
     if dweight is not None:
         check_vector(dweight_out, "dweight", job.n, output=True)
         check_writeable(dweight_out, "dweight")
@@ -387,11 +389,39 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
         _factor = room_for_factor(&job, rows)   # it lives as long as the call
     suit_caches(&job, rows, 3, job.dx, job.dx_stride,
                 job.accumulate or job.dx == job.x or job.dx == job.dy)
-    run_backward(&job, rows, dweight_data, accumulate and dweight is not None)
+    run_backward(&job, rows, dweight_data, adds & TO_DWEIGHT and dweight is not None)
     write_back(dx_out, dx_rows)
     if dweight_out is not None:
         write_back(dweight_out, dweight_row)
     return dx_result, dweight_result
+
+
+cdef enum:      # what a gradient is added to
+    TO_DX = 1
+    TO_DWEIGHT = 2
+
+
+cdef inline int take_accumulate(object value) except -1:
+    if value is False:
+        return 0
+    if isinstance(value, str):
+        if value == "dx":
+            return TO_DX
+        if value == "dweight":
+            return TO_DWEIGHT
+        raise ValueError(f'accumulate must be True, False, "dx" or "dweight", got {value!r}')
+    return TO_DX | TO_DWEIGHT if value else 0
+
+
+cdef int check_adds(int adds, object dx, object dweight) except -1:
+    """Whether there is an array to add to."""
+    if adds == TO_DX and dx is None:
+        raise ValueError('accumulate="dx" needs dx=, an array to add to')
+    if adds == TO_DWEIGHT and dweight is None:
+        raise ValueError('accumulate="dweight" needs dweight=, an array to add to')
+    if dx is None and dweight is None:
+        raise ValueError("accumulate=True needs dx= or dweight=, an array to add to")
+    return 0
 
 
 cdef inline int take_numbers(Job* job, object eps, object weight_offset) except -1:

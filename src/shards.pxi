@@ -175,7 +175,7 @@ def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0,
 
 
 def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=1e-5, *,
-                       weight_offset=0.0, dx=None, dweight=None, bint accumulate=False):
+                       weight_offset=0.0, dx=None, dweight=None, accumulate=False):
     """Carry a gradient back through `rms_scale`, given both sums of the whole rows.
 
     With ``g = dy * (weight_offset + weight)`` and ``rms = sqrt(sum_squares / size + eps)``:

@@ -171,8 +171,8 @@ FUNCTIONS = {
         fastrms.add_rms_norm(a.x, a.residual, a.weight, a.eps, out=a.out),
         a.residual,
     ],
-    "add": lambda a: [fastrms.residual_add(a.residual, a.x)],
-    "add scaled": lambda a: [fastrms.residual_add(a.residual, a.x, 0.3)],
+    "add": lambda a: [fastrms.residual_add(a.x, a.residual)],
+    "add scaled": lambda a: [fastrms.residual_add(a.x, a.residual, 0.3)],
     "backward": lambda a: [fastrms.rms_norm_backward(a.dy, a.x, None, a.eps, dx=a.out)[0]],
     "backward weight": lambda a: fastrms.rms_norm_backward(
         a.dy, a.x, a.weight, a.eps, dx=a.out, dweight=a.held

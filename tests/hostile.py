@@ -56,8 +56,8 @@ def _results(x, dy, held, eps):
     yield from fastrms.rms_norm_backward(dy[:2], x[:2], weight, eps)
     yield fastrms.add_rms_norm(x, stream, weight, eps)
     yield stream
-    yield fastrms.residual_add(added, x)
-    yield fastrms.residual_add(added, x, 0.3)
+    yield fastrms.residual_add(x, added)
+    yield fastrms.residual_add(x, added, 0.3)
     squares = fastrms.sum_squares(x)
     products = fastrms.sum_products(dy, x, weight, weight_offset=TINY)
     yield from (squares, products, fastrms.rms_scale(x, squares, 140, weight, eps))

@@ -125,7 +125,7 @@ def test_grid_add_rms_norm(case, isa, threads):
 
 def test_grid_residual_add(case, isa, threads):
     residual = case.residual.copy()
-    fastrms.residual_add(residual, case.x)
+    fastrms.residual_add(case.x, residual)
     assert residual.tobytes() == np.add(case.residual, case.x).tobytes()
 
 
@@ -248,8 +248,8 @@ def test_residual_add_scale(isa, threads, rng, shape, scale):
     residual, x = (rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
     expected = residual.copy()
     with np.errstate(over="ignore"):
-        reference.residual_add(expected, x, scale)
-    fastrms.residual_add(residual, x, scale)
+        reference.residual_add(x, expected, scale)
+    fastrms.residual_add(x, residual, scale)
     assert residual.tobytes() == expected.tobytes()
 
 
@@ -258,4 +258,4 @@ def test_residual_add_at_the_ends_of_the_range(isa, rng):
     x = np.array([3e38, -3e38, -1e-45, -0.0, -0.0, -3e38, 1e-45], np.float32)
     with np.errstate(over="ignore"):
         expected = np.add(residual, x)
-    assert fastrms.residual_add(residual, x).tobytes() == expected.tobytes()
+    assert fastrms.residual_add(x, residual).tobytes() == expected.tobytes()

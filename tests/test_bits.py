@@ -36,7 +36,7 @@ def _every_result(x, dy, residual, weight, eps):
         fastrms.rms_norm(x, weight, eps, weight_offset=1.0),
         fastrms.add_rms_norm(x, stream, weight, eps),
         stream,
-        fastrms.residual_add(added, x, 0.3),
+        fastrms.residual_add(x, added, 0.3),
         *fastrms.rms_norm_backward(dy, x, weight, eps),
         fastrms.rms_norm_backward(dy, x, None, eps)[0],
     ]
@@ -152,7 +152,7 @@ def test_out_of_place_into_a_buffer(isa, threads, shape, scaled, draw):
 def test_fused_is_separate(isa, threads, shape, scaled, draw, into_x):
     x, residual, weight = scaled(*shape), scaled(*shape), draw(shape[-1])
     stream = residual.copy()
-    y = fastrms.rms_norm(fastrms.residual_add(stream, x), weight, 1e-6, weight_offset=1.0)
+    y = fastrms.rms_norm(fastrms.residual_add(x, stream), weight, 1e-6, weight_offset=1.0)
     fused, out = residual.copy(), x.copy() if into_x else None
     x = out if into_x else x
     result = fastrms.add_rms_norm(x, fused, weight, 1e-6, weight_offset=1.0, out=out)
@@ -164,7 +164,7 @@ def test_residual_add_is_np_add(isa, threads, shape, scaled):
     residual, x = scaled(*shape), scaled(*shape)
     with np.errstate(over="ignore"):
         expected = np.add(residual, x)
-    assert fastrms.residual_add(residual, x).tobytes() == expected.tobytes()
+    assert fastrms.residual_add(x, residual).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("weighted", [False, True])

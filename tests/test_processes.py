@@ -88,7 +88,7 @@ def test_eight_threads_and_shared_inputs(draw):
             fastrms.rms_norm(x, weight, out=out)
             wrong += call % 100 == 0 and out.tobytes() != y.tobytes()
             residual[...] = x
-            fastrms.residual_add(residual, dy)
+            fastrms.residual_add(dy, residual)
             wrong += call % 100 == 0 and residual.tobytes() != stream.tobytes()
             found = fastrms.rms_norm_backward(dy, x, weight, dx=out)
             wrong += call % 100 == 0 and [a.tobytes() for a in found] != expected
@@ -111,7 +111,7 @@ def test_thread_with_a_small_stack(isa, draw):
         found.append(fastrms.rms_norm(x, weight).tobytes())
         found.extend(a.tobytes() for a in fastrms.rms_norm_backward(dy, x, weight))
         found.append(fastrms.add_rms_norm(x, np.zeros_like(x), weight).tobytes())
-        fastrms.residual_add(dy, x[:, ::-1], 0.5)
+        fastrms.residual_add(x[:, ::-1], dy, 0.5)
         with pytest.raises(ValueError, match="eps"):
             fastrms.rms_norm(x, weight, -1)
 

@@ -89,7 +89,7 @@ def test_residual_add_of_specials(isa, inputs, special):
     y = fastrms.add_rms_norm(x, stream)
     np.testing.assert_array_equal(stream, expected)
     assert _same_values(y, reference.rms_norm(expected))
-    np.testing.assert_array_equal(fastrms.residual_add(residual, x), expected)
+    np.testing.assert_array_equal(fastrms.residual_add(x, residual), expected)
 
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, 0.0])
@@ -98,7 +98,7 @@ def test_residual_add_of_a_special_scale(isa, scale):
     x = np.array([1, 0, -1, 0, 1, -np.inf], np.float32)
     with np.errstate(invalid="ignore"):
         expected = residual + np.float32(scale) * x
-    np.testing.assert_array_equal(fastrms.residual_add(residual, x, scale), expected)
+    np.testing.assert_array_equal(fastrms.residual_add(x, residual, scale), expected)
 
 
 @pytest.mark.parametrize("zero", [0.0, -0.0])

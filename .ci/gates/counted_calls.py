@@ -21,7 +21,7 @@ def calls(rows, n):
         "forward": lambda: fastrms.rms_norm(x, weight, out=out),
         "add + norm": lambda: fastrms.add_rms_norm(x, other, weight, out=out),
         "backward": lambda: fastrms.rms_norm_backward(other, x, weight, dx=out, dweight=dweight),
-        "residual add": lambda: fastrms.residual_add(other, x),
+        "residual add": lambda: fastrms.residual_add(x, other),
     }
 
 

@@ -111,8 +111,8 @@ def calls(x, other, weight, options, factor):
     yield from fastrms.rms_norm_backward(
         other, x, weight, **options, dx=dx, dweight=dweight, accumulate=True
     )
-    yield fastrms.residual_add(again(other), x, factor)
-    yield fastrms.residual_add(again(other), x)
+    yield fastrms.residual_add(x, again(other), factor)
+    yield fastrms.residual_add(x, again(other))
 
 
 def bits(array):

@@ -39,7 +39,7 @@ def cases():
         lambda: backward(many, many, weight),
         lambda: add(dy, residual.copy(), weight),
         lambda: add(dy, apart, weight, out=out),
-        lambda: residual_add(apart, x, 0.5),
+        lambda: residual_add(x, apart, 0.5),
         lambda: norm(x, weight, -1.0),
         lambda: norm(x, weight, "1"),
         lambda: norm(x, weight[1:]),
@@ -53,8 +53,8 @@ def cases():
         lambda: backward(dy, x[1:], weight),
         lambda: backward(huge, huge),
         lambda: add(dy, out, out=out),
-        lambda: residual_add(x[0], x),
-        lambda: residual_add(np.broadcast_to(weight, x.shape), x),
+        lambda: residual_add(x, x[0]),
+        lambda: residual_add(x, np.broadcast_to(weight, x.shape)),
         lambda: fastrms.set_num_threads(0),
     ]
 

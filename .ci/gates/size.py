@@ -35,7 +35,7 @@ def call(function, x, other, first, second, weight):
     if function == "rms_norm":
         fastrms.rms_norm(x, weight, out=first)
     elif function == "residual_add":
-        fastrms.residual_add(first, x)
+        fastrms.residual_add(x, first)
     elif function == "add_rms_norm":
         fastrms.add_rms_norm(x, first, weight, out=second)
     elif function == SPLIT:

@@ -86,7 +86,7 @@ def ours(case):
     """The calls that OPS spells out."""
     if case.op == "add":
         residual_add, residual, x = fastrms.residual_add, case.residual, case.x
-        return lambda: residual_add(residual, x)
+        return lambda: residual_add(x, residual)
     x, weight = case.x, case.weight
     if case.op == "backward":
         backward, dy, dx, dweight = fastrms.rms_norm_backward, case.dy, case.dx, case.dweight

@@ -89,8 +89,8 @@ OPS = {
     ),
     "add": Op(
         "residual add",
-        "residual_add(residual, x)",
-        "residual_add(residual, x)",
+        "residual_add(x, residual)",
+        "residual_add(x, residual)",
         ("residual", "x"),
         ("residual",),
         ("residual",),
@@ -191,7 +191,7 @@ class Case:
             elif self.op == "add_norm":
                 first[rows] = reference.add_rms_norm(x, second[rows], self.weight, EPS)
             elif self.op == "add":
-                first[rows] = reference.residual_add(self.residual[rows].copy(), x)
+                first[rows] = reference.residual_add(x, self.residual[rows].copy())
             else:
                 first[rows] = reference.rms_norm(x, self.weight, EPS)
         return (first,) if second is None else (first, second)

@@ -85,7 +85,7 @@ def forward(x, weights, design, relu="first", ops=fastrms):
         u = ops.rms_norm(h) if design.norm else h
         out = branch(u, weight, relu)
         # The sum goes into the branch's own output, so that the old h stays for the backward.
-        h = ops.residual_add(out, h) if design.skip else out
+        h = ops.residual_add(h, out) if design.skip else out
         result.seen.append(u)
         result.stream.append(h)
     return result
@@ -101,7 +101,7 @@ def backward(dout, weights, design, passed, relu="first", ops=fastrms):
         by_branch = ops.rms_norm_backward(du, h)[0] if design.norm else du
         by_skip = dh.copy() if design.skip and not design.overwrite else np.zeros_like(dh)
         if not design.norm:
-            dh = ops.residual_add(dh, du) if design.skip else du
+            dh = ops.residual_add(du, dh) if design.skip else du
         else:  # here the two routes meet: the skip path's part is in dh, the norm's is added to it
             keep = design.skip and not design.overwrite
             ops.rms_norm_backward(du, h, dx=dh, accumulate=keep)
