@@ -146,7 +146,7 @@ cdef inline bint goes_on(const Axis* inner, const Axis* outer) noexcept:
 cdef Py_ssize_t start_at(Job* here, const Job* job, Py_ssize_t row) noexcept nogil:
     """A job whose row 0 is this row of one with axes; return how many rows its run still has.
 
-    Some 15 ns, where a row of 128 takes 20.
+    A run costs 20 to 30 ns, the kernel's own start with it; a row of 128 some 18 (AMD Zen 3).
     """
     cdef const Axis* axis = job.axes
     cdef Py_ssize_t index, left = axis.length - row % axis.length

@@ -29,6 +29,7 @@ BYTES = 1 << 15
 MOST = 2500  # elements of a matrix
 SIZES = (0, 1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 64, 100, 127, 128, 129, 143, 256, 257, 300, 513, 700)
 VALUES = (0.0, 1e-5, 1.0, 0.5, -1.0, 0.1, 5e-324, 1e-30, 1e30, np.inf, np.nan, -np.inf, -0.0)
+ACCUMULATES = (False, True, True, "dx", "dweight")
 HUGE = 10**400  # no float64
 REALS = (0, 1, True, np.float32(0.25), np.float64(1e-6), np.int64(2), np.array(0.5), HUGE)
 NOT_REAL = (None, "1e-5", 1j, [1.0], object)
@@ -92,7 +93,8 @@ def layouts(draw, shape, item):
     kinds = [draw(st.sampled_from(("plain",) * 6 + KINDS)) for _ in axes]
     if "odd" in kinds:  # elements that share bytes cannot be compared as numbers
         kinds = ["plain" if kind in ("zero", "into") else kind for kind in kinds]
-    for axis in draw(st.sampled_from((axes[::-1], axes))):
+    rows_in_any_order = (*axes[-1:], *draw(st.permutations(axes[:-1])))
+    for axis in draw(st.sampled_from((axes[::-1], rows_in_any_order, axes))):
         kind = kinds[axis]
         step += {"gap": item * draw(st.integers(1, 20)), "odd": 1, "into": -item}.get(kind, 0)
         strides[axis] = {"back": -step, "zero": 0}.get(kind, step)
@@ -195,7 +197,8 @@ def options(draw, function, n):
         wrong = (n - 1, -1, MOST_SIZE + 1, -(1 << 63), HUGE, *NOT_INTEGERS)
         chosen["size"] = draw(st.sampled_from(wrong if draw(st.integers(0, 20)) == 0 else right))
     if function in ACCUMULATE and draw(st.booleans()):
-        chosen["accumulate"] = draw(st.booleans())
+        kinds = (False, True) if function == "rms_norm" else ACCUMULATES
+        chosen["accumulate"] = draw(st.sampled_from(kinds))
     return chosen
 
 

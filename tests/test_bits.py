@@ -194,6 +194,18 @@ def test_accumulate_into_the_buffers_that_are_passed(isa, threads, shape, draw, 
         assert name not in passed or result is held[name]
 
 
+@pytest.mark.parametrize("name", ["dx", "dweight"])
+def test_accumulate_into_one_of_two(isa, threads, shape, draw, name):
+    """The other is overwritten."""
+    x, dy, weight = draw(*shape), draw(*shape), draw(shape[-1])
+    expected = dict(zip(("dx", "dweight"), fastrms.rms_norm_backward(dy, x, weight), strict=True))
+    held = {name: draw(*array.shape) for name, array in expected.items()}
+    expected[name] = np.add(held[name], expected[name])
+    fastrms.rms_norm_backward(dy, x, weight, **held, accumulate=name)
+    for name, array in held.items():
+        assert array.tobytes() == expected[name].tobytes()
+
+
 def test_accumulate_onto_itself(isa, draw):
     """With out is x, `out += y` is the whole post-norm residual x + norm(x)."""
     x, weight = draw(17, 100), draw(100)

@@ -229,6 +229,20 @@ def test_accumulate_without_a_buffer(arrays, refuse, function):
 
 
 @pytest.mark.parametrize("function", BACKWARD)
+@pytest.mark.parametrize("name", ["dx", "dweight"])
+def test_accumulate_without_the_buffer_that_it_names(arrays, refuse, function, name):
+    arguments = {n: array for n, array in arrays(function).items() if n != name}
+    refuse(function, {**arguments, "accumulate": name}, ValueError, rf"accumulate.*\b{name}=")
+
+
+@pytest.mark.parametrize("function", BACKWARD)
+@pytest.mark.parametrize("bad", ["", "both", "dx,dweight", "DX", "out"])
+def test_accumulate_by_another_name(arrays, refuse, function, bad):
+    wanted = f'accumulate must be True, False, "dx" or "dweight", got {bad!r}'
+    refuse(function, {**arrays(function), "accumulate": bad}, ValueError, wanted)
+
+
+@pytest.mark.parametrize("function", BACKWARD)
 def test_dweight_without_weight(arrays, refuse, function):
     arguments = {**arrays(function), "weight": None}
     refuse(function, arguments, ValueError, r"\bdweight\b.*weight")

@@ -112,7 +112,8 @@ def _of_options(call, arguments):
             yield TypeError, name
         elif number is HUGE or (name == "eps" and not number >= 0):
             yield ValueError, name
-    if call.options.get("accumulate") and not given_buffers & {"out", "dx", "dweight"}:
+    adds = call.options.get("accumulate", False)
+    if adds and not given_buffers & ({"out", "dx", "dweight"} if adds is True else {adds}):
         yield ValueError, "accumulate"
     if "dweight" in given_buffers and "weight" not in given_buffers:
         yield ValueError, "dweight"
@@ -155,7 +156,7 @@ def expect(call, arguments, memories):
     after = build(call, after_memories)
     with np.errstate(all="ignore"):
         for name in results.keys() & copies.keys():
-            if call.options.get("accumulate"):
+            if call.options.get("accumulate") in (True, name):
                 results[name] = np.add(copies[name], results[name])
             after[name].view[...] = results[name]
     return after_memories, after, results

@@ -1,0 +1,193 @@
+"""Leading axes that no single stride spans: walked in place, with the bits of a contiguous call."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import fastrms
+from fastrms import _core, reference
+
+from .signatures import CALLS, FUNCTIONS, MATRICES, OUTPUTS
+
+N = 33
+# Layout -> the shape of the memory, and its view. Runs of 2 to 13 rows cut the groups of 8 rows
+# in which backward sums dweight, and its blocks of 32.
+WRITABLE = {
+    "one of a fused qkv": ((29, 3, 5, N), lambda m: m[:, 1]),
+    "long runs": ((9, 2, 13, N), lambda m: m[:, 0]),
+    "runs of two": ((40, 3, N), lambda m: m[:, :2]),
+    "columns of a fused qkv": ((70, 6 * N), lambda m: m.reshape(70, 6, N)[:, 2:4]),
+    "tokens and heads swapped": ((11, 7, N), lambda m: m.swapaxes(0, 1)),
+    "three axes turned": ((3, 5, 7, N), lambda m: m.transpose(1, 2, 0, 3)),
+    "three axes with gaps": ((4, 6, 8, N + 3), lambda m: m[::2, 1:, ::-3, 3:]),
+    "axes of one between": ((5, 1, 9, 1, N), lambda m: m[:, :, :7]),
+    "five axes": ((2, 3, 2, 3, 2, N), lambda m: m.transpose(4, 2, 0, 3, 1, 5)),
+    "backwards": ((6, 8, N), lambda m: m[::-1, :7]),
+    "rows of one number": ((7, 50), lambda m: m[:, 10:, None]),
+}
+READABLE = {
+    **WRITABLE,
+    "one batch for all": ((1, 14, N), lambda m: np.broadcast_to(m[:, ::2], (9, 7, N))),
+    "one row for each batch": ((9, 2, N), lambda m: np.broadcast_to(m[:, :1], (9, 7, N))),
+    "each batch four times": (
+        (9, 7, N),
+        lambda m: np.broadcast_to(m[:, None, :5], (9, 4, 5, N)),
+    ),
+    "rows that overlap": (
+        (500,),
+        lambda m: np.lib.stride_tricks.as_strided(m, (9, 7, N), (40, 12, 4), writeable=False),
+    ),
+}
+
+
+@pytest.fixture
+def laid_out(draw):
+    """Return a function from a layout to memory and its view."""
+
+    def make(layout):
+        shape, look = layout
+        memory = draw(*shape)
+        return memory, look(memory)
+
+    return make
+
+
+def _bits(function, arguments, accumulate=False):
+    """Call, and return the bits of everything that is written."""
+    options = {"accumulate": True} if accumulate else {}
+    getattr(fastrms, function)(**arguments, **options)
+    return {name: arguments[name].tobytes() for name in OUTPUTS[function]}
+
+
+def _copies(arguments):
+    return {name: np.array(value, order="C") for name, value in arguments.items()}
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [(f, name) for f in FUNCTIONS for name in MATRICES[f] if name not in OUTPUTS[f]],
+)
+@pytest.mark.parametrize("layout", READABLE)
+def test_an_input_alone(isa, threads, arrays, laid_out, unchanged, function, name, layout):
+    memory, view = laid_out(READABLE[layout])
+    arguments = {**arrays(function, *view.shape), name: view}
+    expected = _bits(function, _copies(arguments))
+    with unchanged(memory):
+        assert _bits(function, arguments) == expected
+
+
+@pytest.mark.parametrize(("function", "accumulate"), CALLS)
+@pytest.mark.parametrize("layout", WRITABLE)
+def test_all_arrays(isa, threads, arrays, laid_out, function, accumulate, layout):
+    """Every matrix in this layout, and what lies between its elements stays as it was."""
+    look = WRITABLE[layout][1]
+    placed = {name: laid_out(WRITABLE[layout]) for name in MATRICES[function]}
+    shape = placed["x"][1].shape
+    arguments = arrays(function, *shape) | {n: view for n, (_, view) in placed.items()}
+    copies = _copies(arguments)
+    after = {name: memory.copy() for name, (memory, _) in placed.items()}
+    expected = _bits(function, copies, accumulate)
+    assert _bits(function, arguments, accumulate) == expected
+    for name, (memory, _) in placed.items():
+        look(after[name])[...] = copies[name]
+        assert memory.tobytes() == after[name].tobytes()
+
+
+@pytest.mark.parametrize("layout", WRITABLE)
+@pytest.mark.parametrize(
+    ("function", "output", "source"),
+    [
+        ("rms_norm", "out", "x"),
+        ("add_rms_norm", "out", "x"),
+        ("rms_norm_backward", "dx", "dy"),
+        ("rms_norm_backward", "dx", "x"),
+        ("rms_scale_backward", "dx", "dy"),
+    ],
+)
+def test_in_place(isa, threads, arrays, laid_out, function, output, source, layout):
+    _, view = laid_out(WRITABLE[layout])
+    arguments = {**arrays(function, *view.shape), source: view, output: view}
+    expected = _bits(function, _copies(arguments))
+    assert _bits(function, arguments) == expected
+
+
+@pytest.mark.parametrize("layout", ["one of a fused qkv", "three axes with gaps"])
+@pytest.mark.parametrize("special", [np.nan, 3e38, 1e-45, 0.0])
+def test_rows_beyond_float32(isa, threads, draw, laid_out, special, layout):
+    """Some rows of a group go to dweight by float64, before the others join it."""
+    _, x = laid_out(WRITABLE[layout])
+    x[::3, ..., 5] = special
+    arguments = {"dy": draw(*x.shape), "x": x, "weight": draw(N), "dx": np.empty_like(x)}
+    arguments["dweight"] = np.empty(N, np.float32)
+    expected = _bits("rms_norm_backward", _copies(arguments))
+    assert _bits("rms_norm_backward", arguments) == expected
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_nothing_is_copied(draw, arrays, function):
+    """Neither of what is read nor of what is written."""
+    shape = (64, 16, 128)
+    arguments = arrays(function, *shape)
+    for name in MATRICES[function]:
+        arguments[name] = draw(64, 3, 16, 128)[:, 1]
+    call = getattr(fastrms, function)
+    tracemalloc.start()
+    call(**arguments)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < arguments["x"].nbytes / 4
+
+
+def test_streamed_past_the_caches(isa, threads, draw):
+    """Rows on cache lines, of more bytes than the caches are taken to hold."""
+    previous = _core.set_caches(1 << 12, 1, True)
+    try:
+        for n in (64, 576):
+            qkv, dy, weight = draw(20, 3, 5, n), draw(20, 5, n), draw(n)
+            x = qkv[:, 1]
+            assert fastrms.rms_norm(x).tobytes() == fastrms.rms_norm(x.copy()).tobytes()
+            found = fastrms.rms_norm_backward(dy, x, weight, dx=qkv[:, 0])
+            expected = fastrms.rms_norm_backward(dy, x.copy(), weight)
+            assert [a.tobytes() for a in found] == [a.tobytes() for a in expected]
+    finally:
+        _core.set_caches(*previous)
+
+
+@pytest.mark.parametrize("strides", [(5 * N, N - 1), (N, N), (N, 2 * N), (2 * N, N), (-N, 2 * N)])
+def test_an_output_whose_rows_overlap(isa, threads, draw, strides):
+    """As if the rows were written one after the other, whatever the threads."""
+    memory, x = draw(40 * N), draw(4, 5, N)
+    expected = memory.copy()
+
+    def look(m):
+        steps = tuple(4 * s for s in (*strides, 1))
+        return np.lib.stride_tricks.as_strided(m[10 * N :], (4, 5, N), steps)
+
+    look(expected)[...] = fastrms.rms_norm(x)
+    fastrms.rms_norm(x, out=look(memory))
+    assert memory.tobytes() == expected.tobytes()
+
+
+def test_qk_norm_on_a_fused_qkv(isa, draw):
+    """In place, q and k each with its weight; v stays."""
+    qkv, weights = draw(37, 3, 4, 128), draw(2, 128)
+    exact = qkv.astype(np.float64)
+    for i in range(2):
+        exact[:, i] = reference.rms_norm(exact[:, i], weights[i], 1e-6)
+    v = qkv[:, 2].tobytes()
+    for i in range(2):
+        q = qkv[:, i]
+        assert fastrms.rms_norm(q, weights[i], 1e-6, out=q) is q
+    np.testing.assert_allclose(qkv, exact, rtol=4e-7)
+    assert qkv[:, 2].tobytes() == v
+
+
+def test_more_axes_than_anyone_has(isa, draw):
+    """As many as NumPy has in this release; twelve of them are longer than 1, and none goes on with
+    another."""
+    most = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
+    every_other = draw(*(3,) * 12)[(slice(None, None, 2),) * 12]
+    x = every_other[(..., *(None,) * (most - 12))]
+    assert x.ndim == most
+    assert fastrms.rms_norm(x, out=x.copy()).tobytes() == fastrms.rms_norm(x.copy()).tobytes()
