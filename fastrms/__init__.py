@@ -46,3 +46,7 @@ __all__ = [
     "sum_products",
     "sum_squares",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,7 +2,7 @@
 
 import platform
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -10,6 +10,10 @@ from . import _core, _threads
 from ._version import __version__
 
 
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, dict[str, Any]]: ...
 def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, dict[str, Any]] | None:
     """Print, or return, how fastrms was built and what it uses on this machine.
 

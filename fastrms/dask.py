@@ -27,6 +27,10 @@ except ModuleNotFoundError as error:
 __all__ = ["add_rms_norm", "rms_norm", "rms_norm_backward"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def rms_norm(
     x: da.Array, weight: Any = None, eps: float = 1e-5, *, weight_offset: float = 0.0
 ) -> da.Array:

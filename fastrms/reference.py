@@ -10,7 +10,22 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+__all__ = [
+    "add_rms_norm",
+    "residual_add",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_scale",
+    "rms_scale_backward",
+    "sum_products",
+    "sum_squares",
+]
+
 _Accumulate: TypeAlias = bool | Literal["dx", "dweight"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def rms_norm(

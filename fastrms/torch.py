@@ -26,6 +26,10 @@ from ._torch_probe import default_eps, is_eps
 __all__ = ["RMSNorm", "add_rms_norm", "add_rms_norm_", "patch", "rms_norm"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 # ---- the functions ----------------------------------------------------------------------------
 
 

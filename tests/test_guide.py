@@ -73,6 +73,16 @@ def test_a_block_computes_its_formula_and_the_gradient_of_it(title):
         assert np.abs(values[gradient] - wanted).max() < 1e-5 * np.abs(wanted).max(), gradient
 
 
+def test_qk_norm_is_in_place_and_leaves_v():
+    values, _ = section("q/k norm")
+    for name in ("q", "k"):
+        part = values[name]
+        assert np.shares_memory(part, values["qkv"])
+        mean_squares = np.mean((part / values[f"{name}_weight"]) ** 2, axis=-1)
+        np.testing.assert_allclose(mean_squares, 1, rtol=1e-4)
+    assert np.abs(np.mean(values["v"] ** 2, axis=-1) - 1).max() > 0.01
+
+
 def test_pre_norm_shows_what_the_next_branch_sees():
     values, _ = section("Pre-norm")
     wanted = reference.rms_norm(values["out"], values["weight"])

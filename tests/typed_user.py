@@ -16,13 +16,15 @@ assert_type(fastrms.rms_norm(x, weight, 1e-6, weight_offset=1.0), NDArray[np.flo
 assert_type(fastrms.rms_norm(x, out=x, accumulate=True), NDArray[np.float32])
 assert_type(fastrms.rms_norm(buffer, out=buffer), "array.array[float]")
 assert_type(fastrms.add_rms_norm(x, x.copy(), weight, out=x), NDArray[np.float32])
-assert_type(fastrms.residual_add(buffer, buffer, 0.5), "array.array[float]")
+assert_type(fastrms.residual_add(x.reshape(-1)[:2], buffer, 0.5), "array.array[float]")
 dx, dweight = fastrms.rms_norm_backward(x, x, weight, dx=x.copy(), accumulate=True)
 assert_type(dx, NDArray[np.float32])
 assert_type(dweight, NDArray[np.float32])
+fastrms.rms_norm_backward(x, x, weight, dweight=weight.copy(), accumulate="dweight")
 _, nothing = fastrms.rms_norm_backward(x, x)
 assert_type(nothing, None)
 fastrms.set_num_threads(fastrms.get_num_threads())
-config = fastrms.show_config("dicts")
+compiler: str = fastrms.show_config("dicts")["build"]["compiler"]
+fastrms.show_config()
 y: NDArray[np.float64] = fastrms.reference.rms_norm(x, weight)
 version: str = fastrms.__version__
