@@ -269,12 +269,12 @@ def _keep(array):
 
 
 @overload(residual_add)
-def _overload_residual_add(residual, x, scale=1.0):
+def _overload_residual_add(x, residual, scale=1.0):
     _check_array("x", x)
     _check_array("residual", residual, output=True, axes=x.ndim)
     _check_numbers(scale=scale)
 
-    def run(residual, x, scale=1.0):
+    def run(x, residual, scale=1.0):
         rows, n = _sizes(x)
         _check_shape(residual, x)
         _check_apart(x, residual)
