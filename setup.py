@@ -44,10 +44,10 @@ MINGW = ["-Wa,-muse-unaligned-vector-move"]
 CALLERS = ["fastrms/__init__.pxd", "fastrms/include/fastrms.h"]
 
 
-def extension(name, **more):
+def extension(name, source="pyx", **more):
     return Extension(
         f"fastrms.{name}",
-        [f"src/{name}.pyx"],
+        [f"src/{name}.{source}"],
         depends=[*glob.glob("src/*.p*"), *glob.glob("src/*.h"), *CALLERS],
         include_dirs=["src", "fastrms/include"],
         **more,
@@ -57,7 +57,8 @@ def extension(name, **more):
 def extensions():
     door = extension("_core", define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")])
     door.include_dirs.append(np.get_include())
-    return [door, *(extension(f"_kernels_{isa}") for isa in ISA_FLAGS)]
+    handlers = extension("_jax", "c")  # over fastrms.h alone, so that building needs no jaxlib
+    return [door, handlers, *(extension(f"_kernels_{isa}") for isa in ISA_FLAGS)]
 
 
 class BuildExtensions(build_ext):
@@ -82,7 +83,7 @@ class BuildExtensions(build_ext):
                 ext.extra_link_args += threads
                 flags = threads
             else:
-                flags = ISA_FLAGS[isa]
+                flags = ISA_FLAGS.get(isa, [])
             flags = [*common, *flags, *EXTRA]
             ext.extra_compile_args += flags
             ext.extra_link_args += [*linking, *EXTRA]

@@ -1,0 +1,1 @@
+targets: dict[str, object]
