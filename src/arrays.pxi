@@ -97,6 +97,8 @@ cdef str way_out(object value, str name):
         return f"; use fastrms.dask, or pass {name}.compute()"
     if "torch" in libraries:
         return f"; use fastrms.torch, or pass {name}.numpy()"
+    if "jax" in libraries:      # what jit passes: an array itself is read, as any buffer is
+        return f"; use fastrms.jax, or pass np.asarray({name}) outside of jax.jit"
     if hasattr(kind, "__dlpack__"):
         return f"; pass np.from_dlpack({name})"
     if hasattr(kind, "__array_ufunc__") or hasattr(kind, "__array_function__"):
