@@ -14,6 +14,8 @@ from fastrms.__main__ import main
 from fastrms.bench import machine
 
 RESULTS = Path(__file__).parent / "results"
+# What the peers have, too.
+OPS = ("forward", "add_norm", "backward", "add")
 # The README's table: the call itself, decode, a batch, odd lengths, heads, prefill, the large ones.
 # 65536 x 4096 is left out: a process of each peer would hold 4 GiB of it.
 TABLE = (
@@ -52,6 +54,6 @@ if __name__ == "__main__":
     parser.add_argument("name", nargs="?", default=default_name(), help="of the results file")
     args, more = parser.parse_known_args()
     RESULTS.mkdir(exist_ok=True)
-    command = ["bench", "--peers", "all", "--threads", "1,2"]
-    command += [part for shape in TABLE + PICTURE for part in ("--shape", shape)]
+    command = ["bench", "--peers", "all", "--threads", "1,2", "--op", ",".join(OPS)]
+    command += ["--shape", ",".join(TABLE + PICTURE)]
     sys.exit(main([*command, "--json", str(RESULTS / f"{args.name}.json"), *more]))

@@ -4,6 +4,9 @@
 `fastrms.reference` defines every function in plain NumPy and float64.
 """
 
+import sys as _sys
+from pathlib import Path as _Path
+
 try:
     from ._core import (
         add_rms_norm,
@@ -17,14 +20,18 @@ try:
         sum_products,
         sum_squares,
     )
-except ModuleNotFoundError as error:
-    if error.name != "fastrms._core":
-        raise
-    raise ImportError(
-        "fastrms._core, the compiled extension, is not here: this is an unbuilt checkout or a "
-        "broken install. Run `python -m pip install .`, then Python outside of the checkout "
-        "(or `python -m pip install -e .` to work inside it)."
-    ) from None
+except ImportError as error:
+    if isinstance(error, ModuleNotFoundError) and error.name == "fastrms._core":
+        error = ImportError(
+            "fastrms._core, the compiled extension, is not here: this is an unbuilt checkout or a "
+            "broken install. Run `python -m pip install .`, then Python outside of the checkout "
+            "(or `python -m pip install -e .` to work inside it)."
+        )
+    # The command, `fastrms` or `python -m fastrms`, imports this before it can catch anything.
+    if _Path((getattr(_sys, "argv", None) or [""])[0]).stem in ("-m", "fastrms"):
+        print(f"fastrms: {error}", file=_sys.stderr)
+        raise SystemExit(2) from None
+    raise error from None
 
 from . import _threads, reference  # noqa: F401
 from ._config import get_include, show_config

@@ -5,12 +5,13 @@ The bounds that fastrms promises stand here, once, with their reasons; the tests
 
 import functools
 import itertools
+import sys
 
 import numpy as np
 
 import fastrms
 
-from . import _core, reference
+from . import _arguments, _core, reference
 
 # In ulp of the exact result, the unit of whose binade is more than u = 2**-24 of it: the sum of
 # squares is exact but for float64's roundings, so 1 / rms, x / rms and the product with weight
@@ -99,28 +100,42 @@ def _unless_same(error, result, exact):
     return np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
 
 
-def run(stream=None):
-    """Check this machine, print a table of the largest errors, and return 1 if a bound breaks."""
+def run(target=None):
+    """Check this machine, print a table of the largest errors, and return 1 if a bound breaks.
+
+    `target` is a file for the same figures as JSON, or STDOUT; the table then goes to stderr.
+    """
+    stream = sys.stderr if target == _arguments.STDOUT else sys.stdout
     say = functools.partial(print, file=stream, flush=True)
+    bounds = {name: bound for name, (_, bound) in MEASURES.items()}
     say(f"fastrms {fastrms.__version__}: largest error against the float64 reference")
-    say(f"{'isa':<10}{'threads':>8}  " + "".join(f"{name:>13}" for name in MEASURES))
-    say(f"{'':<10}{'bound':>8}  " + "".join(f"{bound:>13g}" for _, bound in MEASURES.values()))
-    broken = 0
+    say(f"{'isa':<10}{'threads':>8}  " + "".join(f"{name:>13}" for name in bounds))
+    say(f"{'':<10}{'bound':>8}  " + "".join(f"{bound:>13g}" for bound in bounds.values()))
+    rows = []
+    for isa, threads, worst in _measure():
+        rows.append({"isa": isa, "threads": threads, "errors": worst})
+        say(f"{isa:<10}{threads:>8}  " + "".join(f"{worst[name]:>13.3g}" for name in bounds))
+    broken = sum(not row["errors"][name] <= bounds[name] for row in rows for name in bounds)
+    cases = len(SHAPES) * len(SCALES)
+    say(f"{cases} cases a line; every bound holds" if not broken else f"{broken} bounds broken")
+    if target:
+        found = {"version": fastrms.__version__, "bounds": bounds, "rows": rows, "broken": broken}
+        _arguments.write_json(found, target)
+    return 1 if broken else 0
+
+
+def _measure():
+    """Yield (instruction set, threads, largest errors); leave the settings as they were."""
     before = _core.current(), fastrms.get_num_threads(), _core.set_parallel_from(1)
     try:
         for isa, threads in itertools.product(_core.available_isas(), THREADS):
             _core.use_isa(isa)
             fastrms.set_num_threads(threads)
-            worst = _worst_errors()
-            broken += sum(not worst[name] <= bound for name, (_, bound) in MEASURES.items())
-            say(f"{isa:<10}{threads:>8}  " + "".join(f"{worst[name]:>13.3g}" for name in MEASURES))
+            yield isa, threads, _worst_errors()
     finally:
         _core.use_isa(before[0])
         fastrms.set_num_threads(before[1])
         _core.set_parallel_from(before[2])
-    cases = len(SHAPES) * len(SCALES)
-    say(f"{cases} cases a line; every bound holds" if not broken else f"{broken} bounds broken")
-    return 1 if broken else 0
 
 
 def _worst_errors():

@@ -1,7 +1,5 @@
 """`fastrms check`: every bound holds on this machine, and a result that breaks one is reported."""
 
-import io
-
 import numpy as np
 import pytest
 
@@ -10,13 +8,12 @@ from fastrms import _core, check, reference
 
 
 @pytest.fixture
-def report(monkeypatch):
+def report(monkeypatch, capsys):
     """Return a function that runs a small check: its exit code, and what it printed."""
     monkeypatch.setattr(check, "SHAPES", ((3, 7), (5, 129)))
 
     def run():
-        stream = io.StringIO()
-        return check.run(stream), stream.getvalue()
+        return check.run(), capsys.readouterr().out
 
     return run
 

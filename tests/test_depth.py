@@ -207,15 +207,30 @@ def test_the_command_prints_a_table_and_a_sentence():
 
 
 def test_the_command_prints_every_layer_as_json():
-    run = command("--layers", "6", "--gain", "1", "--json")
+    run = command("--layers", "6", "--gain", "1,2", "--gain", "3", "--json")
     results = json.loads(run.stdout)
-    assert [r["design"] for r in results] == list(BY_NAME)
+    assert [r["design"] for r in results] == list(BY_NAME) * 3
+    assert list(dict.fromkeys(r["gain"] for r in results)) == [1, 2, 3]
     assert all(len(r["rms"]) == len(r["gradient"]) == 7 for r in results)
 
 
-def test_what_overflows_is_null_in_json():
-    r = depth.measure(BY_NAME["residual only"], 1e4, layers=12, width=16, batch=2)
-    assert json.loads(show.as_json([r]))[0]["rms"][-1] is None
+def test_what_overflows_is_null_in_json(tmp_path):
+    run = command("--layers", "12", "--gain", "1e4", "--json", str(tmp_path / "a.json"))
+    assert "At gain 10000, after 12 layers" in run.stdout
+    results = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert results[1]["rms"][-1] is None
+
+
+@pytest.mark.parametrize("gain", [0.7, 1.3])
+def test_the_picture_shows_every_design_in_both_panels(monkeypatch, gain):
+    figures = pytest.importorskip("matplotlib.figure", reason="the extra [bench]")
+    drawn = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    show.plot([depth.measure(d, gain, layers=4, width=16, batch=2) for d in depth.DESIGNS], "x")
+    for panel in drawn[0].axes:
+        assert [line.get_color() for line in panel.lines] == list(show.COLOURS.values())
+    # The overwritten gradient's forward is another one's: it lies on top, and lets that one show.
+    assert len({line.get_linewidth() for line in drawn[0].axes[0].lines}) == 2
 
 
 def test_the_picture(tmp_path):
@@ -228,10 +243,14 @@ def test_the_picture(tmp_path):
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        (["--layers", "0"], "at least 1"),
+        (["--layers", "0"], "'0' is not a whole number above 0"),
+        (["--seed", "-1"], "'-1' is not a whole number"),
         (["--gain", "-1"], "positive"),
+        (["--gain", "nan"], "positive"),
         (["--relu", "never"], "invalid choice"),
         (["--layers", "2", "--plot", "no/such/folder/a.png"], "cannot write"),
+        (["--layers", "2", "--plot", "tests"], "must end in .png or .svg"),
+        (["--layers", "2", "--json", "."], "cannot write '.': Is a directory"),
     ],
 )
 def test_a_refusal_is_one_line(args, reason):
@@ -244,7 +263,7 @@ def test_a_refusal_is_one_line(args, reason):
 def test_a_missing_extra_is_named():
     code = (
         "import sys; sys.modules['matplotlib'] = None; import fastrms.__main__ as m;"
-        "m.main(['demo', 'depth', '--plot', 'a.png'])"
+        "sys.exit(m.main(['demo', 'depth', '--plot', 'a.png']))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 2

@@ -5,10 +5,10 @@ answer, 2 for a request that cannot be met, 130 after Ctrl-C.
 """
 
 import contextlib
-import importlib
-import json
+import importlib.util
 import sys
 
+from .. import _arguments
 from .options import add_arguments
 
 __all__ = ["add_arguments", "run"]
@@ -16,35 +16,25 @@ __all__ = ["add_arguments", "run"]
 
 def run(args):
     """Measure what the arguments ask for, print it, and write the files that they name."""
-    from . import compare
+    from . import compare, options
 
-    try:
-        check_extras(args)
-        old = compare.load(args.compare) if args.compare else None
-        if args.fail_below is not None and old is None:
-            raise ValueError("--fail-below needs --compare OLD.json")
-        if args.inplace and "fresh" in (args.op or ()):
-            raise ValueError("--inplace leaves nothing fresh: drop it, or --op fresh")
-        return measure_and_report(args, old)
-    except (ValueError, ImportError, OSError, MemoryError) as error:
-        print(f"fastrms bench: {error or type(error).__name__}", file=sys.stderr)
-        return 2
-
-
-def check_extras(args):
-    for module in ("rich", *(["matplotlib"] if args.plot else [])):
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            wanted = 'python -m pip install "fastrms[bench]"'
-            raise ValueError(f"{module} is not installed: {wanted}") from None
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        raise ImportError('--plot needs matplotlib: python -m pip install "fastrms[bench]"')
+    if args.fail_below is not None and not args.compare:
+        raise ValueError("--fail-below needs --compare OLD.json")
+    if args.inplace and "fresh" in (args.op or ()):
+        raise ValueError("--inplace leaves nothing fresh: drop it, or --op fresh")
+    old = compare.load(args.compare) if args.compare else None
+    plan = options.plan(args, old)
+    if old:
+        compare.refuse_unmatched(plan, old)
+    return measure_and_report(args, plan, old)
 
 
-def measure_and_report(args, old):
-    from . import measure, options, report
+def measure_and_report(args, plan, old):
+    from . import measure, report
 
-    plan = options.plan(args)
-    screen = report.Screen()
+    screen = report.Screen(to_stderr=args.json == _arguments.STDOUT)
     with measure.instruction_set(plan.isa):
         record = measure.new_record(plan)
         screen.lines(report.header(record))
@@ -64,16 +54,14 @@ def measure_and_report(args, old):
 
 
 def measure_rows(plan, record, screen):
-    """Measure with a progress bar on a terminal's stderr, and rows as they come in a pipe."""
+    """Print each row as it comes, above a progress bar where stderr is a terminal."""
     from . import measure, report
 
-    total = len(plan.threads) * len(plan.shapes) * len(plan.ops)
+    total = len(plan.threads) * len(plan.shapes) * len(plan.data) * len(plan.ops)
     with progress(total) as advance:
-        if not screen.console:
-            screen.plain(report.COLUMNS, report.titles(report.COLUMNS))
+        line = screen.columns(report.TITLES, report.widest(plan))
         for row in measure.rows(plan, record):
-            if not screen.console:
-                screen.plain(report.COLUMNS, report.cells(row))
+            line(report.cells(row))
             advance()
 
 
@@ -83,18 +71,25 @@ def progress(total):
     if not sys.stderr.isatty():
         yield lambda: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    except ImportError:
+        wanted = 'python -m pip install "fastrms[bench]"'
+        print(f"no progress bar, rich is not installed: {wanted}", file=sys.stderr)
+        yield lambda: None
+        return
     columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    # rich prints above its bar, on stderr, what it redirects: not where stdout is a file.
+    console, above = Console(stderr=True), sys.stdout.isatty()
+    with Progress(*columns, console=console, transient=True, redirect_stdout=above) as bar:
         task = bar.add_task("", total=total)
         yield lambda: bar.advance(task)
 
 
 def write_files(args, record):
     if args.json:
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        _arguments.write_json(record, args.json)
     if args.plot and record["rows"]:
         from . import plot
 
@@ -106,13 +101,10 @@ def report_changes(screen, old, record, fail_below):
     from . import compare
 
     found = compare.changes(old, record)
-    if not found:
-        raise ValueError("--compare: the two records have no row in common")
-    screen.lines(["", f"against the record of {old['date']}; speed as a fraction of the floor:"])
-    screen.table(compare.COLUMNS, [compare.cells(change) for change in found])
-    failed = [change for change in found if fail_below and change["ratio"] < fail_below]
+    screen.lines(["", f"against the record of {old['date']}; the new speed over the old one:"])
+    screen.table(compare.TITLES, [compare.cells(change) for change in found])
+    failed = [c for c in found if fail_below and c["counts"] and c["ratio"] < fail_below]
     if failed:
-        screen.lines(
-            [f"{len(failed)} of {len(found)} rows are below {fail_below} of the old speed"]
-        )
+        count = f"{len(failed)} of {len(found)}"
+        screen.lines([f"{count} rows are below {fail_below} of the old speed"])
     return 1 if failed else 0

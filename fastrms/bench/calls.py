@@ -16,7 +16,7 @@ def floor(case):
     if c.op == "fresh":
         x = c.x
         return lambda: x.copy()
-    if c.op == "forward":
+    if c.op in ("forward", "offset"):
         x, out = c.x, c.out
         if c.inplace:
             return lambda: np.negative(x, out=x)
@@ -31,9 +31,11 @@ def floor(case):
 
 def numpy(case):
     """The formula as people write it in NumPy, float32 throughout."""
-    if case.inplace and case.op in ("forward", "add_norm"):
+    if case.inplace and case.op in ("forward", "offset", "add_norm"):
         return numpy_in_place(case)
     x, weight = case.x, case.weight
+    if case.op == "offset":
+        return lambda: x / np.sqrt((x * x).mean(-1, keepdims=True) + EPS) * (1 + weight)
     if case.op in ("forward", "fresh"):
         return lambda: x / np.sqrt((x * x).mean(-1, keepdims=True) + EPS) * weight
     if case.op == "backward":
@@ -51,7 +53,7 @@ def numpy(case):
 
 
 def numpy_in_place(case):
-    x, weight = case.x, case.weight
+    x, weight, offset = case.x, case.weight, np.float32(case.weight_offset)
     residual = case.residual if case.op == "add_norm" else None
 
     def in_place():
@@ -59,7 +61,7 @@ def numpy_in_place(case):
             np.add(residual, x, out=residual)
             np.copyto(x, residual)
         np.divide(x, np.sqrt((x * x).mean(-1, keepdims=True) + EPS), out=x)
-        np.multiply(x, weight, out=x)
+        np.multiply(x, offset + weight if offset else weight, out=x)
 
     return in_place
 
@@ -96,5 +98,7 @@ def ours(case):
         return lambda: rms_norm(x, weight, EPS)
     if case.op == "forward":
         return lambda: rms_norm(x, weight, EPS, out=out)
+    if case.op == "offset":
+        return lambda: rms_norm(x, weight, EPS, weight_offset=1.0, out=out)
     add_rms_norm, residual = fastrms.add_rms_norm, case.residual
     return lambda: add_rms_norm(x, residual, weight, EPS, out=out)

@@ -19,6 +19,10 @@ CACHE_LINE = 64
 # array, an unwritten result; MLX's float32 sums over long rows come nearest to it. The tight
 # bounds are `fastrms check`'s.
 TOLERANCE = 1e-4
+# What x holds: normal numbers, or those with one of 100 in each row, as the residual streams of
+# real models have.
+DATA = ("normal", "outlier")
+OUTLIER = 100
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ OPS = {
         "np.negative(x, out=x)",
     ),
     "fresh": Op(
-        "forward, new array",
+        "new array",
         "rms_norm(x, weight, eps)",
         None,
         ("x",),
@@ -66,6 +70,16 @@ OPS = {
         ("out",),
         "x.copy()",
         None,
+    ),
+    "offset": Op(
+        "1 + weight",
+        "rms_norm(x, weight, eps, weight_offset=1, out=out)",
+        "rms_norm(x, weight, eps, weight_offset=1, out=x)",
+        ("x",),
+        ("out",),
+        ("out",),
+        "np.copyto(out, x)",
+        "np.negative(x, out=x)",
     ),
     "add_norm": Op(
         "add + norm",
@@ -113,10 +127,14 @@ class Case:
         The result overwrites an input: `out` is `x`, and `dx` is `dy`.
     align : int
         Every array starts this many bytes past a cache line.
+    data : str
+        One of DATA.
     """
 
-    def __init__(self, op, rows, n, inplace=False, align=ALIGN):
-        self.op, self.rows, self.n, self.inplace, self.align = op, rows, n, inplace, align
+    def __init__(self, op, rows, n, inplace=False, align=ALIGN, data="normal"):
+        self.op, self.rows, self.n = op, rows, n
+        self.inplace, self.align, self.data = inplace, align, data
+        self.weight_offset = float(op == "offset")
         self.inputs = {}
         names = {*OPS[op].reads, *OPS[op].writes}
         for seed, name in enumerate(("x", "residual", "dy")):
@@ -140,10 +158,11 @@ class Case:
         return memory[start : start + size].view(np.float32).reshape(shape)
 
     def make_weight(self):
-        """Near 1; in place, plus or minus 1, so that a million calls neither grow nor vanish."""
+        """Near 1 with its offset; in place 1 or -1, so that calls neither grow nor shrink rows."""
         weight = self.empty((self.n,))
         noise = np.random.default_rng(3).standard_normal(self.n, np.float32)
         weight[:] = np.sign(noise) if self.inplace else 1 + np.float32(0.1) * noise
+        weight -= np.float32(self.weight_offset)
         return weight
 
     def fill(self, name):
@@ -155,6 +174,8 @@ class Case:
         for start in range(first, flat.size, tile.size):
             part = flat[start : start + tile.size]
             part[:] = tile[: part.size]
+        if name == "x" and self.data == "outlier":
+            array[:, self.n // 2] = OUTLIER
         if name == "x" and self.op == "backward" and self.inplace:
             # dy is divided by this rms once a call: it has to be 1.
             for rows in self.blocks():
@@ -193,7 +214,8 @@ class Case:
             elif self.op == "add":
                 first[rows] = reference.residual_add(x, self.residual[rows].copy())
             else:
-                first[rows] = reference.rms_norm(x, self.weight, EPS)
+                offset = self.weight_offset
+                first[rows] = reference.rms_norm(x, self.weight, EPS, weight_offset=offset)
         return (first,) if second is None else (first, second)
 
     def error(self, call):

@@ -1,21 +1,15 @@
-"""Two records side by side: how the fractions of the floor changed, and what is only noise."""
+"""Two records side by side: which times changed, and what is only noise."""
 
+import itertools
 import json
+from statistics import median
 
 from . import report, schema
 
-LEAST_NOISE = 0.03  # two quiet runs of the same build differ by this much
+# Beyond what the processes of both records show: two runs of one build differ by this much.
+LEAST_NOISE = 0.05
 
-COLUMNS = (
-    ("op", 18, "<"),
-    ("shape", 12, ">"),
-    ("thr", 3, ">"),
-    ("old", 9, ">"),
-    ("new", 9, ">"),
-    ("of floor", 15, ">"),
-    ("speed", 6, ">"),
-    ("", 6, "<"),
-)
+TITLES = (*report.TITLES[:4], "speed", "", "old", "new", "of floor")
 
 
 def load(path):
@@ -32,44 +26,66 @@ def load(path):
     return record
 
 
+def refuse_unmatched(plan, old):
+    """Raise ValueError, before anything is measured, if a row of the plan has no counterpart."""
+    known = {key(row, old["protocol"]) for row in old["rows"]}
+    planned = itertools.product(plan.ops, plan.shapes, plan.data, plan.threads)
+    for op, (rows, n), data, threads in planned:
+        row = {"op": op, "rows": rows, "n": n, "data": data, "threads": threads}
+        if key(row, vars(plan)) not in known:
+            raise ValueError(
+                f"--compare: the old record has no {op} of {rows}x{n}, {data} data, "
+                f"{threads} threads, inplace={plan.inplace}, align={plan.align}"
+            )
+
+
+def key(row, protocol):
+    data = row.get("data") or "normal"
+    shape = row["rows"], row["n"]
+    return row["op"], shape, data, row["threads"], protocol["inplace"], protocol["align"]
+
+
 def changes(old, new):
-    """Return one dict for each row that both records have.
+    """Return one dict for each row of the new record, whose keys the old one has."""
+    before = {key(row, old["protocol"]): row for row in old["rows"]}
+    return [change(before[key(row, new["protocol"])], row) for row in new["rows"]]
 
-    `ratio` is the new speed over the old one, both as fractions of their own floor, so that a
-    machine that was busier as a whole does not count. Beyond the noise means: further from 1 than
-    the spreads of the four timings together.
+
+def change(old, new):
+    """Return the new speed over the old one, and whether that counts.
+
+    It is the lesser of two changes: of the time, which is all there is where the floor went its
+    own way, and of the fraction of the floor, where the machine is busier as a whole. It counts
+    beyond the differences between processes of one build, as both records show them.
     """
-    before = {key(old, row): row for row in old["rows"]}
-    found = []
-    for row in new["rows"]:
-        was = before.get(key(new, row))
-        if was is None:
-            continue
-        ratio = of_floor(row) / of_floor(was)
-        spreads = [r["rivals"][k]["spread"] for r in (was, row) for k in ("floor", "fastrms")]
-        noise = max(LEAST_NOISE, sum(spread**2 for spread in spreads) ** 0.5)
-        beyond = ratio > 1 + noise or ratio < 1 / (1 + noise)
-        found.append({"old": was, "new": row, "ratio": ratio, "beyond_noise": beyond})
-    return found
+    ours = median(processes(old)) / median(processes(new))
+    floor = old["rivals"]["floor"]["best_s"] / new["rivals"]["floor"]["best_s"]
+    ratio = sorted((ours, ours / floor, 1.0))[1]
+    noise = LEAST_NOISE + differences(old) + differences(new)
+    trusted = old["trusted"] and new["trusted"]
+    counts = trusted and max(ratio, 1 / ratio) > 1 + noise
+    return {"old": old, "new": new, "ratio": ratio, "trusted": trusted, "counts": counts}
 
 
-def key(record, row):
-    return row["op"], row["rows"], row["n"], row["threads"], record["protocol"]["inplace"]
+def processes(row):
+    """Return the best times of one call, of each process; older records have but one."""
+    times = row["rivals"]["fastrms"]
+    return times.get("processes_s") or [times["best_s"]]
 
 
-def of_floor(row):
-    return row["rivals"]["fastrms"]["of_floor"]
+def differences(row):
+    return max(processes(row)) / min(processes(row)) - 1
 
 
 def cells(change):
     """Return one change as a line of the table."""
-    old, new = change["old"], change["new"]
+    old, new = (change[which]["rivals"]["fastrms"] for which in ("old", "new"))
     verdict = "faster" if change["ratio"] > 1 else "SLOWER"
     return (
-        *report.cells(new)[:3],
-        report.duration(old["rivals"]["fastrms"]["best_s"]),
-        report.duration(new["rivals"]["fastrms"]["best_s"]),
-        f"{of_floor(old):.2f} -> {of_floor(new):.2f}",
+        *report.subject(change["new"]),
         f"{change['ratio']:.2f}",
-        verdict if change["beyond_noise"] else "",
+        verdict if change["counts"] else "" if change["trusted"] else report.UNTRUSTED,
+        report.duration(median(processes(change["old"]))),
+        report.duration(median(processes(change["new"]))),
+        f"{old['of_floor']:.2f} -> {new['of_floor']:.2f}",
     )

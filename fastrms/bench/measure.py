@@ -64,19 +64,31 @@ def rows(plan, record):
     before = fastrms.get_num_threads()
     try:
         for threads in plan.threads:
-            fastrms.set_num_threads(threads)
+            set_threads(threads)
             with contextlib.ExitStack() as stack:
                 field = [rivals.Here(name, build) for name, build in rivals.HERE.items()]
-                for name in record["peers"]:
-                    field.append(rivals.Apart(name, threads))
-                    stack.callback(field[-1].close)
-                for (count, n), op in itertools.product(plan.shapes, plan.ops):
-                    case = Case(op, count, n, plan.inplace, plan.align)
+                field += [rivals.Apart("fastrms", threads, name) for name in further(plan)]
+                field += [rivals.Apart(name, threads) for name in record["peers"]]
+                for rival in field:
+                    stack.callback(rival.close)
+                for (count, n), data, op in itertools.product(plan.shapes, plan.data, plan.ops):
+                    case = Case(op, count, n, plan.inplace, plan.align, data)
                     record["rows"].append(measure_case(plan, case, field, threads))
                     yield record["rows"][-1]
         record["complete"] = True
     finally:
         fastrms.set_num_threads(before)
+
+
+def set_threads(count):
+    fastrms.set_num_threads(count)
+    if fastrms.get_num_threads() < count:
+        raise ValueError(f"--threads {count}: this build has no threads, every call is serial")
+
+
+def further(plan):
+    """Return the names of the further processes of fastrms: a layout of memory of their own."""
+    return [f"fastrms, process {number}" for number in range(2, plan.processes + 1)]
 
 
 def measure_case(plan, case, field, threads):
@@ -97,7 +109,11 @@ def measure_case(plan, case, field, threads):
             except rivals.UnfitError as unfit:
                 left_out[rival.name] = str(unfit)
     live = [rival for rival in live if rival.name not in left_out]
-    return finish(case, threads, live, seconds, errors, left_out)
+    row = finish(case, threads, live, seconds, errors, left_out)
+    again = [row["rivals"].pop(name, None) for name in further(plan)]
+    times = row["rivals"]["fastrms"]
+    times["processes_s"] = [times["best_s"], *(other["best_s"] for other in again if other)]
+    return row
 
 
 def check_answers(plan, case, field):
@@ -137,6 +153,7 @@ def finish(case, threads, live, seconds, errors, left_out):
         "op": case.op,
         "rows": case.rows,
         "n": case.n,
+        "data": case.data,
         "threads": threads,
         "bytes": moved,
         "working_set_bytes": 4 * elements * (len(arrays) - case.inplace * (case.op != "add")),

@@ -5,9 +5,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import _arguments
 from . import cases, machine, peers, timing
 
-DEFAULT_OPS = ("forward", "add_norm", "backward", "add")
+DEFAULT_OPS = ("forward", "offset", "add_norm", "backward", "add")
 # Decode, a batch of 16, q and k heads, SmolLM2, prefill; one beyond the cache comes on top.
 DEFAULT_SHAPES = (
     (1, 4096),
@@ -19,6 +20,8 @@ DEFAULT_SHAPES = (
     (2048, 4096),
 )
 WIDE = 4096
+# What two processes of one build differ by, a record says for itself: by this many of them.
+PROCESSES = 3
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,10 @@ class Plan:
 
     ops: tuple = DEFAULT_OPS
     shapes: tuple = DEFAULT_SHAPES
+    data: tuple = ("normal",)
     threads: tuple = (1,)
     peers: tuple = ()
+    processes: int = 1
     isa: str | None = None
     rounds: int = 9
     inplace: bool = False
@@ -38,21 +43,20 @@ class Plan:
 
 def add_arguments(parser):
     """Give the `bench` subparser its arguments."""
-    add = parser.add_argument
-    add("--op", type=names(cases.OPS), action="extend", metavar="OP", help=choices(cases.OPS))
-    add(
-        "--shape",
-        type=shape,
-        action="append",
-        metavar="RxN",
-        help="rows x row length, as in 512x4096; repeatable (default: shapes of real models, "
-        "and one beyond the last-level cache)",
-    )
-    add("--threads", type=thread_counts, default=(1,), metavar="T,T", help="default: 1")
+    add, positive = parser.add_argument, _arguments.positive
+
+    def add_list(name, parse, metavar, text):
+        add(name, type=parse, action="extend", metavar=metavar, help=f"{text}; repeatable")
+
+    add_list("--op", names(cases.OPS), "OP,OP", choices(cases.OPS, DEFAULT_OPS))
+    shapes = "rows x row length, as in 512x4096 (default: those of models, one beyond the cache)"
+    add_list("--shape", _arguments.several(shape), "RxN,RxN", shapes)
+    add_list("--data", names(cases.DATA), "D,D", choices(cases.DATA, Plan.data))
+    add_list("--threads", _arguments.several(thread_count), "T,T", "default: 1")
     add("--isa", help="instruction set to force: baseline, v3, v4 (default: the best)")
-    add("--rounds", type=positive, default=Plan.rounds, help=f"default: {Plan.rounds}")
-    others = f"rivals to time as well, if installed: all, or {', '.join(peers.PEERS)}"
-    add("--peers", type=names(peers.PEERS), default=(), metavar="A,B", help=others)
+    add("--rounds", type=positive, default=Plan.rounds, metavar="N", help="default: %(default)s")
+    others = f"rivals to time as well, if installed: all, or of {', '.join(peers.PEERS)}"
+    add_list("--peers", names(peers.PEERS), "A,B", others)
     add("--inplace", action="store_true", help="let the result overwrite an input")
     add(
         "--align",
@@ -62,20 +66,28 @@ def add_arguments(parser):
         metavar="BYTES",
         help="start every array this far past a cache line (default: 16, as np.empty gives)",
     )
-    add("--json", type=writable, metavar="FILE", help="write every figure")
-    add("--plot", type=picture, metavar="FILE", help="draw a picture: .png or .svg")
-    add("--compare", type=Path, metavar="OLD.json", help="compare with an earlier --json")
-    slow = "with --compare: exit with 1 if a row falls below R times its old speed"
+    _arguments.add_json(parser)
+    add("--plot", type=_arguments.picture, metavar="FILE", help="draw a picture: .png or .svg")
+    again = "measure the rows of an earlier --json again, and compare the times"
+    add("--compare", type=Path, metavar="OLD.json", help=again)
+    slow = "with --compare: exit with 1 if a row's speed has changed to less than R of the old one"
     add("--fail-below", type=float, metavar="R", help=slow)
 
 
-def plan(args):
-    """Return the plan that parsed arguments ask for."""
+def plan(args, old=None):
+    """Return the plan that arguments ask for; what they leave open is as in an old record."""
+    rows = old["rows"] if old else []
+    peer_names = unique(args.peers or ())
+    # Only a record has a use for the further processes.
+    processes = PROCESSES if args.json or old else 1
+    open_shapes = ((row["rows"], row["n"]) for row in rows)
     return Plan(
-        ops=tuple(dict.fromkeys(args.op or DEFAULT_OPS)),
-        shapes=tuple(dict.fromkeys(args.shape or default_shapes(len(args.peers)))),
-        threads=args.threads,
-        peers=args.peers,
+        ops=unique(args.op or (row["op"] for row in rows)) or DEFAULT_OPS,
+        shapes=unique(args.shape or open_shapes) or default_shapes(processes + len(peer_names)),
+        data=unique(args.data or (row.get("data") or "normal" for row in rows)) or Plan.data,
+        threads=unique(args.threads or (row["threads"] for row in rows)) or Plan.threads,
+        peers=peer_names,
+        processes=processes,
         isa=args.isa,
         rounds=args.rounds,
         inplace=args.inplace,
@@ -83,30 +95,34 @@ def plan(args):
     )
 
 
-def default_shapes(peer_count):
+def unique(values):
+    return tuple(dict.fromkeys(values))
+
+
+def default_shapes(processes):
     """DEFAULT_SHAPES, and one whose x and out together outgrow the last-level cache.
 
     A server may report hundreds of MiB, of which a virtual machine has a share: 256 MiB an array
     is the end, and so is a sixteenth of the memory that is free, for every process.
     """
-    largest = (machine.memory_bytes("MemAvailable") or 2**32) // (16 * (1 + peer_count))
+    largest = (machine.memory_bytes("MemAvailable") or 2**32) // (16 * processes)
     rows, row_bytes = 4096, 4 * WIDE
     while rows < 16384 and 2 * rows * row_bytes <= machine.last_level_cache():
         rows *= 2
     while rows > 2048 and rows * row_bytes > largest:
         rows //= 2
-    return dict.fromkeys((*DEFAULT_SHAPES, (rows, WIDE)))
+    return unique((*DEFAULT_SHAPES, (rows, WIDE)))
 
 
-def choices(known):
-    return f"all, or of {', '.join(known)}; repeatable (default: {', '.join(DEFAULT_OPS)})"
+def choices(known, default):
+    return f"all, or of {', '.join(known)} (default: {','.join(default)})"
 
 
 def names(known):
-    """Return a type for argparse: a comma list of known names, or "all"."""
+    """Return a type for action="extend": known names with commas between, or "all"."""
 
     def parse(text):
-        chosen = tuple(known) if text == "all" else tuple(text.split(","))
+        chosen = tuple(known) if text == "all" else text.split(",")
         for name in chosen:
             if name not in known:
                 raise argparse.ArgumentTypeError(f"{name!r} is none of: all, {', '.join(known)}")
@@ -122,28 +138,8 @@ def shape(text):
     return int(match[1]), int(match[2])
 
 
-def thread_counts(text):
-    counts = tuple(dict.fromkeys(positive(part) for part in text.split(",")))
-    if max(counts) > 1024:
+def thread_count(text):
+    count = _arguments.positive(text)
+    if count > 1024:
         raise argparse.ArgumentTypeError("at most 1024 threads")
-    return counts
-
-
-def positive(text):
-    if not re.fullmatch(r"[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def writable(text):
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"cannot write {text!r}: no such folder, or a folder")
-    return path
-
-
-def picture(text):
-    path = writable(text)
-    if path.suffix not in (".png", ".svg"):
-        raise argparse.ArgumentTypeError(f"{text!r} must end in .png or .svg")
-    return path
+    return count

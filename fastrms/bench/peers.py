@@ -39,7 +39,9 @@ def environment(threads):
 
 
 def build(name, case, threads):
-    """Return one peer's call for a case, or None where it has none."""
+    """Return one peer's call for a case, or None where it has none, as of any weight_offset."""
+    if case.op == "offset":
+        return None
     if case.inplace and case.op != "add" and name not in IN_PLACE:
         return None
     return globals()["peer_" + name.replace("-", "_")](case, threads)

@@ -1,21 +1,12 @@
-"""What a record looks like: tables with rich on a terminal, aligned plain text elsewhere."""
+"""What a record looks like: tables of plain text, which a narrow terminal shows in part."""
 
+import shutil
 import sys
 
-from .cases import OPS
+from .cases import DATA, OPS
 
-COLUMNS = (
-    ("op", 18, "<"),
-    ("shape", 12, ">"),
-    ("thr", 3, ">"),
-    ("best", 9, ">"),
-    ("median", 9, ">"),
-    ("spread", 6, ">"),
-    ("GB/s", 7, ">"),
-    ("of floor", 8, ">"),
-    ("x NumPy", 7, ">"),
-    ("", 1, "<"),
-)
+# In the order of their importance, and 80 characters in all with what is widest in each.
+TITLES = ("op", "shape", "data", "thr", "of floor", "best", "x NumPy", "GB/s", "spread")
 UNTRUSTED = "?"
 
 
@@ -24,8 +15,11 @@ def duration(seconds):
     for unit, scale in (("ns", 1e9), ("us", 1e6), ("ms", 1e3), ("s", 1)):
         if seconds * scale < 999.5 or unit == "s":
             break
-    value = seconds * scale
-    return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:#.3g} {unit}"
+    return f"{three_digits(seconds * scale)} {unit}"
+
+
+def three_digits(value):
+    return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
 
 
 def size(count):
@@ -37,30 +31,34 @@ def size(count):
 
 
 def cells(row):
-    """Return one row of a record as the main table's line, in the order of COLUMNS."""
+    """Return one row of a record as the main table's line, in the order of TITLES."""
     times = row["rivals"]["fastrms"]
     return (
-        OPS[row["op"]].label,
-        f"{row['rows']} x {row['n']}",
-        str(row["threads"]),
+        *subject(row),
+        f"{times['of_floor']:.2f} {' ' if row['trusted'] else UNTRUSTED}",
         duration(times["best_s"]),
-        duration(times["median_s"]),
-        f"{times['spread']:.0%}",
-        f"{times['gb_per_s']:.1f}",
-        f"{times['of_floor']:.2f}",
         f"{row['times_numpy']:.1f}",
-        "" if row["trusted"] else UNTRUSTED,
+        three_digits(times["gb_per_s"]),
+        f"{times['spread']:.0%}",
     )
 
 
-def titles(columns):
-    return [name for name, _, _ in columns]
+def subject(row):
+    """Return the first four cells of every table: what was measured."""
+    shape = f"{row['rows']}x{row['n']}"
+    return OPS[row["op"]].label, shape, row.get("data") or DATA[0], str(row["threads"])
+
+
+def widest(plan):
+    """Return lines with the widest of each cell that is to come."""
+    ends = "0.00 ?", "0.00 us", "100.0", "0.00", "100%"
+    for op in plan.ops:
+        for rows, n in plan.shapes:
+            yield (OPS[op].label, f"{rows}x{n}", max(DATA, key=len), str(max(plan.threads)), *ends)
 
 
 def show(screen, record):
-    """Print the table, if it is not there yet, and what belongs below it."""
-    if screen.console:
-        screen.table(COLUMNS, [cells(row) for row in record["rows"]])
+    """Print what belongs below the main table."""
     screen.lines(footer(record))
     if record["peers"] and record["rows"]:
         screen.lines(["", "fractions of the floor, the fastest of each row with a star:"])
@@ -106,19 +104,18 @@ def footer(record):
 
 
 def peer_table(record):
-    """Return the columns and lines of the second table: everybody's fraction of the floor."""
+    """Return the titles and lines of the second table: everybody's fraction of the floor."""
     names = ["fastrms", "numpy", *record["peers"]]
-    columns = (*COLUMNS[:3], *((name, max(7, len(name)), ">") for name in names))
     lines = []
     for row in record["rows"]:
         fractions = {k: v["of_floor"] for k, v in row["rivals"].items() if k != "floor"}
         most = max(fractions.values())
-        line = list(cells(row)[:3])
+        line = list(subject(row))
         for name in names:
             mark = "*" if fractions.get(name) == most else ""
             line.append(mark + f"{fractions[name]:.2f}" if name in fractions else "-")
         lines.append(line)
-    return columns, lines
+    return (*TITLES[:4], *names), lines
 
 
 def peer_notes(record):
@@ -131,48 +128,40 @@ def peer_notes(record):
 
 
 class Screen:
-    """Where tables and lines go: rich on a terminal, plain text elsewhere."""
+    """Where lines and tables go: to stdout, or to stderr where stdout is for JSON."""
 
-    def __init__(self):
-        self.console = None
-        if sys.stdout.isatty():
-            from rich.console import Console
+    def __init__(self, to_stderr=False):
+        self.to_stderr = to_stderr
+        self.width = shutil.get_terminal_size().columns if self.stream().isatty() else None
 
-            self.console = Console(highlight=False)
+    def stream(self):
+        return sys.stderr if self.to_stderr else sys.stdout
 
     def lines(self, lines):
         for line in lines:
-            if self.console:
-                self.console.print(line, style="dim", markup=False)
-            else:
-                print(line, flush=True)
+            print(line, file=self.stream(), flush=True)
 
-    def table(self, columns, rows):
+    def table(self, titles, rows):
         """Print a whole table."""
-        if not self.console:
-            for cells_ in (titles(columns), *rows):
-                self.plain(columns, cells_)
-            return
-        from rich.table import Table
-        from rich.text import Text
+        line = self.columns(titles, rows)
+        for row in rows:
+            line(row)
 
-        table = Table(box=None, header_style="bold", padding=(0, 1))
-        for name, _, side in columns:
-            table.add_column(name, justify="right" if side == ">" else "left", no_wrap=True)
-        for cells_ in rows:
-            table.add_row(*(Text(cell, style=style(cell)) for cell in cells_))
-        self.console.print(table)
+    def columns(self, titles, rows):
+        """Print the titles of columns as wide as in these rows; return what prints a row.
 
-    def plain(self, columns, cells_):
-        """Print one line of a table, at once: a pipe sees each row as it is measured."""
-        padded = (
-            f"{cell:{side}{width}}" for cell, (_, width, side) in zip(cells_, columns, strict=True)
-        )
-        print("  ".join(padded).rstrip(), flush=True)
+        The last columns give way to a narrow terminal, which says so.
+        """
+        widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+        while self.width and len(widths) > 1 and sum(widths) + 2 * len(widths) - 2 > self.width:
+            widths.pop()
+        left_out = ", ".join(titles[len(widths) :])
+        if left_out:
+            self.lines([f"left out, {self.width} columns being too few: {left_out}"])
 
+        def line(cells_):
+            first, *rest = (f"{c:>{w}}" for c, w in zip(cells_, widths, strict=False))
+            self.lines(["  ".join((f"{first.strip():<{widths[0]}}", *rest)).rstrip()])
 
-def style(cell):
-    """The few words and marks that stand out."""
-    if cell in ("SLOWER", UNTRUSTED):
-        return "red"
-    return "green" if cell == "faster" or cell.startswith("*") else ""
+        line(titles)
+        return line

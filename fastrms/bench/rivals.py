@@ -1,4 +1,4 @@
-"""Who is timed: a rival in this process, or a peer alone in a process of its own.
+"""Who is timed: a rival in this process, or a library alone in a process of its own.
 
 Thread pools spin for a while after a call, and two of them in one process, or one awake beside
 another's turn, slow each other down. So every peer has its own process, which sleeps between turns.
@@ -13,6 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import fastrms
+
+from .. import _core
 from . import calls, peers, timing
 from .cases import TOLERANCE, Case
 
@@ -51,16 +54,16 @@ class Here:
 
 
 class Apart:
-    """A peer in its own process, which serves one JSON line for each one it is sent."""
+    """A library in its own process, which serves one JSON line for each one it is sent."""
 
-    def __init__(self, name, threads):
-        self.name = name
+    def __init__(self, library, threads, name=None):
+        self.name = name or library
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (close() does)
         # A session of its own: Ctrl-C is for this process, which then closes the others.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fastrms.bench.worker", name, str(threads)],
+            [sys.executable, "-m", "fastrms.bench.worker", library, str(threads)],
             cwd=Path(__file__).parents[2],  # -m looks there first: this very package
-            env={**os.environ, **peers.environment(threads)},
+            env={**os.environ, **peers.environment(threads), "FASTRMS_ISA": _core.current()},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -69,7 +72,7 @@ class Apart:
         )
 
     def prepare(self, case, seconds):
-        request = [case.op, case.rows, case.n, case.inplace, case.align]
+        request = [case.op, case.rows, case.n, case.inplace, case.align, case.data]
         answer = self.ask({"case": request, "seconds": seconds})
         if "unfit" in answer:
             raise UnfitError(answer["unfit"])
@@ -126,7 +129,8 @@ def is_installed(module):
 
 def serve(name, threads, requests, answers):
     """Answer one JSON line for each request: prepare a case, or time a block of it."""
-    rival = Here(name, lambda case: peers.build(name, case, threads))
+    fastrms.set_num_threads(threads)
+    rival = Here(name, HERE.get(name, lambda case: peers.build(name, case, threads)))
     for line in requests:
         request = json.loads(line)
         try:

@@ -22,11 +22,13 @@ TIMES = {  # one rival in one row
     "gb_per_s": float,  # the row's bytes over best_s, in 1e9
     "of_floor": float,  # the floor's best_s over this one's
     "error": float,  # the largest, of the largest exact value, before the clock started
+    "processes_s": Optional([float]),  # fastrms's: best_s of this process, then of further ones
 }
 ROW = {
     "op": str,
     "rows": int,
     "n": int,
+    "data": Optional(str),  # of x; absent means normal
     "threads": int,
     "bytes": int,  # that the op must move: see byte_models
     "working_set_bytes": int,  # of the arrays that it touches

@@ -4,8 +4,6 @@ Only `plot` needs matplotlib, the extra `[bench]`.
 """
 
 import itertools
-import json
-import math
 
 import numpy as np
 
@@ -60,17 +58,6 @@ def sentence(results):
     )
 
 
-def as_json(results):
-    """Return the series, one entry a layer; what overflowed is null, as JSON has no infinity."""
-
-    def plain(value):
-        if isinstance(value, list):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps([{key: plain(value) for key, value in r.items()} for r in results])
-
-
 def plot(results, path):
     """Draw activations going up and gradients coming down, one line for each design and gain."""
     from matplotlib.figure import Figure  # not pyplot: no display, and no global state
@@ -83,8 +70,9 @@ def plot(results, path):
     styles = dict(zip(gains, itertools.cycle(("-", "--", ":", "-."))))
     for r in results:
         look = {"color": COLOURS[r["design"]], "ls": styles[r["gain"]], "lw": 2.2, "clip_on": False}
-        if r["design"] != "skip gradient overwritten":  # its forward is that of RMSNorm + residual
-            forward.plot(range(layers + 1), r["rms"], **look)
+        # Its forward is that of RMSNorm + residual: a thin line on top of a thick one.
+        thin = {"lw": 1} if r["design"] == "skip gradient overwritten" else {}
+        forward.plot(range(layers + 1), r["rms"], **look | thin)
         gradient = np.array(r["gradient"])
         gradient[gradient == 0] = np.nan  # a logarithmic axis has no place for it
         backward.plot(range(layers + 1), gradient, **look)
