@@ -3,6 +3,7 @@
 Nothing here asserts a time. The runs share their records, because every run costs a process.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -69,6 +70,32 @@ def test_the_picture_is_drawn(tiny):
     picture = (folder / "new.svg").read_text()
     assert "residual add" in picture
     assert "fastrms, 2 threads" in picture
+
+
+def test_one_shape_shows_the_floor_and_no_cache_is_clipped(tiny, tmp_path, monkeypatch):
+    from fastrms.bench import plot
+
+    figures = []
+    monkeypatch.setattr(plot.plt, "close", figures.append)
+    record = copy.deepcopy(tiny[2])
+    record["rows"] = [row for row in record["rows"] if (row["n"], row["op"]) == (64, "forward")]
+    record["rows"][0]["data"] = "outlier"  # one of two threads: a picture is of one kind of data
+    (size,) = {row["working_set_bytes"] for row in record["rows"]}
+    # At the left edge, where a name does not fit before the line, and at the right one.
+    sides = [{"level": level, "bytes": int(size * x)} for level, x in ((1, 0.96), (2, 1.04))]
+    record["machine"]["caches"] = sides
+    plot.draw(record, tmp_path / "one.png")
+    (panel,) = figures[0].axes
+    lines = {line.get_label(): line for line in panel.lines}
+    assert lines.keys() >= {"fastrms", "NumPy formula"}
+    assert lines["floor (the cheapest NumPy pass)"].get_marker() == "."
+    assert list(panel.get_xticks()) == [size]
+    box = panel.get_window_extent()
+    names = {text.get_text(): text.get_window_extent() for text in panel.texts}
+    assert names.keys() == {"L1", "L2"}
+    for extent in names.values():
+        assert box.x0 < extent.x0 < extent.x1 < box.x1
+    plot.plt.figure(figures[0])
 
 
 @pytest.mark.parametrize(

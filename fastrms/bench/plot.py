@@ -3,11 +3,12 @@
 from collections import Counter
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from .cases import OPS
 from .report import size
@@ -20,7 +21,8 @@ COLOURS = ("#4e79a7", "#f28e2b", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#9
 
 def draw(record, path):
     """Draw a record into a .png or .svg file."""
-    rows, subject = choose(record["rows"])
+    data = record["rows"][0].get("data")
+    rows, subject = choose([row for row in record["rows"] if row.get("data") == data])
     ops = [op for op in OPS if any(row["op"] == op for row in rows)]
     names = order(rows)
     with plt.rc_context({"font.size": 10, "svg.fonttype": "none", "axes.edgecolor": PALE}):
@@ -33,6 +35,7 @@ def draw(record, path):
             panel.remove()
         for op, panel in zip(ops, axes.flat, strict=False):
             draw_panel(panel, op, [row for row in rows if row["op"] == op], names)
+        mark_sizes(axes[0, 0], sorted({row["working_set_bytes"] for row in rows}))
         top = axes[0, 0].get_ylim()[1]  # of all of them: the axes are shared
         axes[0, 0].set_ylim(top=1.6 * top)  # room for the caches' names
         for panel in axes.flat[: len(ops)]:
@@ -45,7 +48,7 @@ def draw(record, path):
 
 
 def choose(rows):
-    """Return the rows that make lines, those of the commonest n, and the words for them.
+    """Return the rows of one kind of data that make lines, the commonest n's, and words for them.
 
     Rows of other lengths differ by more than their working set, and would make the lines zigzag.
     """
@@ -77,7 +80,7 @@ def draw_panel(panel, op, rows, names):
                 label = name_of(name, threads, counts)
                 panel.plot(*zip(*points, strict=True), label=label, **look(name, names, threads))
                 if threads != counts[0]:
-                    panel.lines[-1].set_dashes((2, 1.5))
+                    panel.lines[-1].set(dashes=(2, 1.5), markerfacecolor="white")
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")
     panel.set_title(OPS[op].label, loc="left", fontsize=11, fontweight="bold", color=INK)
@@ -85,12 +88,17 @@ def draw_panel(panel, op, rows, names):
     panel.grid(axis="y", color="#e6e6e6", linewidth=0.7)
     panel.set_axisbelow(True)
     panel.tick_params(colors=INK, which="both", length=3)
-    panel.xaxis.set_major_locator(LogLocator(base=16))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(round(value))))
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.yaxis.set_minor_locator(NullLocator())
+
+
+def mark_sizes(panel, sizes):
+    """Put ticks at the working sets themselves where they are few: one has no scale around it."""
+    few = len(sizes) < 4
+    panel.xaxis.set_major_locator(FixedLocator(sizes) if few else LogLocator(base=16))
 
 
 def speed(row, name):
@@ -110,7 +118,8 @@ def look(name, names, threads):
     if name == "fastrms":
         return {"color": OURS, "linewidth": 2.4, "marker": "o", "markersize": 4}
     if name == "floor":
-        return {"color": INK, "linewidth": 1.6, "linestyle": (0, (5, 2))}
+        line = {"color": INK, "linewidth": 1.6, "linestyle": (0, (5, 2))}
+        return line | {"marker": ".", "markersize": 6}  # one shape has no line
     if name == "numpy":
         return {"color": PALE, "linewidth": 1.3, "marker": ".", "markersize": 5}
     colour = COLOURS[(names.index(name) - 3) % len(COLOURS)]
@@ -122,14 +131,15 @@ def mark_caches(panel, caches):
     low, high = panel.get_xlim()
     for cache in caches:
         if low < cache["bytes"] < high:
+            before = np.log(cache["bytes"] / low) > 0.1 * np.log(high / low)  # is there room?
             panel.axvline(cache["bytes"], color=PALE, linewidth=0.8, linestyle=":", zorder=0)
             panel.annotate(
                 f"L{cache['level']}",
                 (cache["bytes"], 1),
                 xycoords=("data", "axes fraction"),
-                xytext=(-3, -1),
+                xytext=(-3 if before else 3, -1),
                 textcoords="offset points",
-                ha="right",
+                ha="right" if before else "left",
                 va="top",
                 fontsize=8,
                 color=PALE,

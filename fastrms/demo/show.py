@@ -70,9 +70,10 @@ def plot(results, path):
     styles = dict(zip(gains, itertools.cycle(("-", "--", ":", "-."))))
     for r in results:
         look = {"color": COLOURS[r["design"]], "ls": styles[r["gain"]], "lw": 2.2, "clip_on": False}
-        # Its forward is that of RMSNorm + residual: a thin line on top of a thick one.
-        thin = {"lw": 1} if r["design"] == "skip gradient overwritten" else {}
-        forward.plot(range(layers + 1), r["rms"], **look | thin)
+        # Its forward is that of RMSNorm + residual: dots on a line of another colour.
+        same = r["design"] == "skip gradient overwritten"
+        dots = {"lw": 0, "marker": "o", "ms": 4.5, "markevery": 1 + layers // 12} if same else {}
+        forward.plot(range(layers + 1), r["rms"], **look | dots)
         gradient = np.array(r["gradient"])
         gradient[gradient == 0] = np.nan  # a logarithmic axis has no place for it
         backward.plot(range(layers + 1), gradient, **look)
