@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from measured import at, line
 from record import PICTURE, RESULTS
 
 from fastrms.bench import compare, plot, report
@@ -42,7 +43,7 @@ def introduction(record):
         "Fractions of the floor, the cheapest NumPy pass over the same bytes timed in the same "
         "rounds: 1 is the price of a copy, more is better. Each cell: fastrms, then the best of "
         f"the others; the faster one is bold{untrusted_note(record)}.\n\n"
-        f"{measured(record)}; {record['machine']['cpus_usable']} CPUs "
+        f"`python bench/record.py`: {measured(record)}; {record['machine']['cpus_usable']} CPUs "
         f"({sizes or 'caches unknown'}), "
         f"NumPy {config['python']['numpy']}{', ' + versions if versions else ''}."
     )
@@ -50,10 +51,8 @@ def introduction(record):
 
 def measured(record):
     """Return what was measured where and when: results hold for that commit."""
-    return (
-        f"{record['machine']['cpu']}, {record['config']['instruction set']['in use']}, "
-        f"commit {record.get('commit') or 'unknown'}, {record['date'][:10]}"
-    )
+    isa, commit = record["config"]["instruction set"]["in use"], record.get("commit")
+    return f"{line(record['machine']['cpu'], isa, commit, at(commit))}, {record['date'][:10]}"
 
 
 def summary(record, picture):

@@ -1,7 +1,8 @@
 """transformers models before and after `fastrms.torch.patch`: python bench/torch_models.py
 
 Small models with random weights, one a family. Printed are the distance of logits and gradients
-from the same model in float64, before and after, and the times: the table of docs/torch.md.
+from the same model in float64, before and after, and the times; then what a call of the norm costs
+by itself. They are the tables of docs/torch.md.
 """
 
 import argparse
@@ -15,6 +16,18 @@ import transformers
 import fastrms
 import fastrms.torch
 
+
+def formula(x, weight):
+    """The norm of transformers' LlamaRMSNorm."""
+    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
+
+
+NORMS = {
+    "fastrms.torch": fastrms.torch.rms_norm,
+    "F.rms_norm": lambda x, weight: torch.nn.functional.rms_norm(x, weight.shape, weight, 1e-5),
+    "formula": formula,
+}
+CALLS = 200  # a turn, of each norm
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 
 
@@ -117,6 +130,28 @@ def cell(before, after, trained, rounds):
     return f"{old * 1e3:.3g} -> {new * 1e3:.3g} ms, {old / new:.2f}x{mark}"
 
 
+def call(norm, x, weight, trained):
+    """Run the norm, with its backward pass if it is trained."""
+    with torch.set_grad_enabled(trained):
+        y = norm(x, weight)
+    if trained:
+        torch.autograd.grad(y, (x, weight), x.detach())
+
+
+def price(rows, rounds):
+    """Return the CPU time of a call on rows of 64, in us: each norm, then each one trained."""
+    best = {(trained, name): float("inf") for trained in (False, True) for name in NORMS}
+    for _ in range(rounds):
+        for trained, name in best:
+            x = torch.randn(rows, 64, requires_grad=trained)
+            weight = torch.ones(64, requires_grad=trained)
+            start = process_time()
+            for _ in range(CALLS):
+                call(NORMS[name], x, weight, trained)
+            best[trained, name] = min(best[trained, name], process_time() - start)
+    return [f"{seconds / CALLS * 1e6:.3g}" for seconds in best.values()]
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=4)
@@ -143,6 +178,11 @@ def main(arguments=None):
             row("model", "norms", "logits, before -> after", "gradients", *before)
             row(*["---"] * (4 + len(before)))
         row(family, count, *distances, *cells)
+    print(f"\nA call on rows of 64, in us of CPU time, 1 thread; best of {args.rounds} rounds\n")
+    row("rows", *NORMS, *(f"{name}, with gradients" for name in NORMS))
+    row(*["---"] * (1 + 2 * len(NORMS)))
+    for rows in (1, 16, 256, 4096):
+        row(rows, *price(rows, args.rounds))
 
 
 def row(*cells):
