@@ -1,7 +1,7 @@
 """A character-level GPT in plain NumPy, each backward written out next to its forward.
 
-    pip install "fastrms[examples]"
-    python examples/microgpt.py                    # three minutes: trains, writes, saves model.npz
+    pip install ".[examples]"                      # in the checkout
+    python examples/microgpt.py                    # three minutes: trains, saves model.npz, writes
     python examples/microgpt.py --resume model.npz --steps 4000
 
 The model is Karpathy's microgpt (2026), batched: GPT-2 with RMSNorm for LayerNorm, ReLU for GELU,
@@ -13,6 +13,7 @@ characters in the alphabet; L layers. `dsomething` is the gradient of the loss i
 """
 
 import argparse
+import importlib.util
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -307,6 +308,10 @@ def parse():
     parser.add_argument("--plot", metavar="FILE.png", help="draw the loss")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    for module in ("rich", *["matplotlib"] * bool(args.plot)):
+        if importlib.util.find_spec(module) is None:
+            wanted = 'pip install ".[examples]" in the checkout'
+            parser.exit(2, f"microgpt.py: {module} is not installed: {wanted}\n")
     if min(args.steps, args.layers) < 1 or args.seed < 0:
         parser.exit(2, "microgpt.py: --steps and --layers start at 1, --seed at 0\n")
     try:
@@ -329,6 +334,7 @@ def main():
     workers = min(SHARES, fastrms.get_num_threads())
     fastrms.set_num_threads(1)  # each worker is a thread already
     print(f"{state.params.size:,} parameters, {ids.size:,} characters to learn from")
+    print(f"to be saved in {Path(args.out).absolute()} after the last step, or after Ctrl-C")
     with ThreadPoolExecutor(workers) as pool, np.errstate(all="ignore"):
         training = train(state, ids, args.steps, modules[args.norm], pool.map)
         tools.watch(training, state.losses, args.steps, config.batch * config.context)

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 
 def standard_library_text():
@@ -73,6 +72,8 @@ def watch(training, losses, steps, tokens):
 
     Ctrl-C, or a loss that is no number any more, stops it after a whole step.
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
     stop, done, start = [], len(losses), time.perf_counter()
     before = signal.signal(signal.SIGINT, lambda *_: stop.append("stopped, to be resumed"))
     columns = "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()

@@ -273,7 +273,7 @@ def main():
         if len(prompt) >= model.context:
             raise ValueError(f"question: {len(prompt)} tokens, the model takes {model.context}")
     except ImportError as error:
-        parser.error(f'{error}; pip install "fastrms[examples]"')
+        parser.error(f'{error}; pip install ".[examples]" in the checkout')
     except (OSError, ValueError) as error:
         parser.error(str(error))
     decoder = DecodeStream(skip_special_tokens=True)

@@ -1,6 +1,6 @@
 """RMSNorm with its last axis split over MPI ranks, forward and backward, beside the unsplit result.
 
-    pip install "fastrms[mpi]"
+    pip install ".[mpi]"                                        # in the checkout
     mpiexec -n 4 python examples/tensor_parallel.py             # or -n 2, or any other number
     mpiexec -n 4 python examples/tensor_parallel.py 576 11008   # other sizes of the last axis
 
@@ -130,7 +130,8 @@ def main():
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: no MPI library to load
         reason = " ".join(str(error).split())
-        print(f'tensor_parallel.py: {reason}; pip install "fastrms[mpi]"', file=sys.stderr)
+        wanted = 'pip install ".[mpi]" in the checkout'
+        print(f"tensor_parallel.py: {reason}; {wanted}", file=sys.stderr)
         sys.exit(2)
     comm = MPI.COMM_WORLD
     sizes = parse_sizes(comm.rank)

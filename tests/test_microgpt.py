@@ -16,7 +16,6 @@ import fastrms
 from fastrms import reference
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-pytest.importorskip("rich", reason="the examples need the extra [examples]")
 sys.path.insert(0, str(EXAMPLES))
 import microgpt  # noqa: E402
 import microgpt_tools as tools  # noqa: E402
@@ -211,6 +210,7 @@ def command(*args, **env):
 
 def test_the_command_with_one_and_two_threads(tmp_path):
     """The whole command in fresh processes, where it sets OpenBLAS to one thread itself."""
+    pytest.importorskip("rich", reason="the examples need the extra [examples]")
     text = tmp_path / "text.txt"
     text.write_text(TEXT, "utf-8")
     saved = []
@@ -231,6 +231,37 @@ def test_the_command_with_one_and_two_threads(tmp_path):
     more = microgpt.State.load(out)
     assert more.losses[:3] == saved[0].losses
     assert len(more.losses) == 4
+
+
+def test_it_says_where_the_model_goes_before_it_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, "utf-8")
+    monkeypatch.setattr(sys, "argv", ["microgpt.py", "--text", str(text)])
+
+    def watch(*_):
+        assert f"saved in {tmp_path / 'model.npz'}" in capsys.readouterr().out
+        raise KeyboardInterrupt  # nothing was trained, nor written
+
+    monkeypatch.setattr(tools, "watch", watch)
+    before = fastrms.get_num_threads()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            microgpt.main()
+    finally:
+        fastrms.set_num_threads(before)
+    assert os.listdir(tmp_path) == ["text.txt"]
+
+
+@pytest.mark.parametrize(("module", "args"), [("rich", []), ("matplotlib", ["--plot", "x.png"])])
+def test_without_an_extra_it_is_one_line(module, args, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(sys, "argv", ["microgpt.py", *args])
+    with pytest.raises(SystemExit) as refused:
+        microgpt.main()
+    assert refused.value.code == 2
+    wanted = f'{module} is not installed: pip install ".[examples]" in the checkout'
+    assert capsys.readouterr().err == f"microgpt.py: {wanted}\n"
 
 
 @pytest.mark.parametrize(

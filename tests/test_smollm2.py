@@ -158,4 +158,4 @@ def test_a_missing_package_is_one_line(name, path, monkeypatch, capsys):
     assert refused.value.code == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert 'pip install "fastrms[examples]"' in err
+    assert 'pip install ".[examples]" in the checkout' in err
