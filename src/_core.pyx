@@ -178,7 +178,7 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     -----
     dx is within 2e-6 of its row's largest element, beside float64's own roundings where it cancels
     to less than 1e-8 of its two terms (docs/numerics.md); dweight within 1e-6 of the sum of
-    |dy * xhat|, and its order of summation depends on the number of rows alone.
+    ``|dy * xhat|``, and its order of summation depends on the number of rows alone.
 
     Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements, or of 8 rows for each thread
     where that is more. Some rows of `dx` are then done, the others and `dweight` are as they were.

@@ -5,8 +5,9 @@
 # (the chain rule through 1 / rms; never 1 / rms**3, which leaves float32 at rms 1e13).
 # Phase one takes the sums of a row, phase two writes dx while the row is still in cache.
 
-# dx = dy / rms * weight - x * slope, with slope = mean / rms**2. In float32 dy / rms is lifted, so
-# that dy / rms * x, a term of dweight, keeps all its bits however small one of them is.
+# dx = dy / rms * weight - x * slope, with slope = mean / rms**2. In float32 dy / rms is
+# multiplied by LIFT_DY, a power of two, so that dy / rms * x, a term of dweight, keeps all its bits
+# however small one of them is; what comes of it is multiplied by LOWER_DY.
 cdef float LIFT_DY = 2.0 ** 40
 cdef float LOWER_DY = 2.0 ** -40
 
@@ -14,7 +15,7 @@ cdef float LOWER_DY = 2.0 ** -40
 cdef enum Terms:
     DROP        # there is no weight
     ONLY        # this row is all of dweight
-    GROUP       # they join those of other rows, lifted
+    GROUP       # they join those of other rows, times LIFT_DY
 
 
 cdef void start_rows(Row* rows, const Job* job, Py_ssize_t first, Py_ssize_t count,
@@ -54,7 +55,7 @@ cdef inline vec gradient(vec* terms, vec dy, vec x, vec factor, vec inv_rms, vec
 
 cdef void gradient_few(float* terms, const Row* row, Py_ssize_t i, Py_ssize_t last, const Job* job,
                        Terms kind) noexcept nogil:
-    """Phase two in float32 for the few floats [i, last) before and after whole lines."""
+    """Phase two in float32 for the floats [i, last) before and after whole vectors or lines."""
     cdef vec sum = splat(0), factor = splat(0), value
     cdef Py_ssize_t count
     while i < last:
@@ -203,7 +204,7 @@ cdef void gradient_wide(double* dweight, float* dx, const float* dy, const float
 
 
 cdef void join(double* dweight, const float* group, Py_ssize_t n) noexcept nogil:
-    """dweight += group, lowered, both (n,), and the rest of their last line."""
+    """dweight += group * LOWER_DY, both (n,), and the rest of their last line."""
     cdef Py_ssize_t i = 0
     while i < n:
         store_wide(dweight + i,
@@ -242,8 +243,8 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last, double* dw
 cdef bint backward_few(const Job* job, Py_ssize_t count, float* out) noexcept nogil:
     """backward for 8 rows at most, dweight straight into out (n,) OUT, if all of them are tame.
 
-    Else nothing is written, and False comes back. One row's dweight in float64 and back costs
-    twice the rest of its backward pass.
+    Else nothing is written, and False comes back. In float64, dweight would be n doubles that are
+    zeroed, added to and rounded: beside a single row, the larger part of the work.
     """
     cdef Row[8] rows
     cdef Py_ssize_t row, i

@@ -1,7 +1,8 @@
-# Backward, phase one: the sums of a row, and whether phase two may run in float32.
+# Backward, phase one: the sums of a row, and whether it is tame, so that phase two may run in
+# float32.
 
-# A row goes by float64 if its 1 / rms, the largest square of dy / rms or its largest |dx| is beyond
-# these: inside, dy / rms lifted by 2**40 (backward.pxi) is normal, and nothing overflows.
+# A row is not, and goes by float64, if its 1 / rms, the largest square of dy / rms or its largest
+# |dx| is beyond these: inside, dy / rms * 2**40 (LIFT_DY) is normal, and nothing overflows.
 cdef double SMALL_ROW_INV = 2.0 ** -17
 cdef double LARGE_ROW_INV = 2.0 ** 40
 cdef double SMALL_DX = 2.0 ** -50
@@ -18,14 +19,14 @@ cdef enum Factor:
 cdef struct Row:
     const float* dy
     const float* x
-    const float* dy_ahead       # the row to fetch from memory meanwhile
+    const float* dy_ahead       # of the row to prefetch meanwhile
     const float* x_ahead
     float* dx
     double inv_rms
     double mean
-    float inv32             # 1 / rms, lifted by LIFT_DY if there is a weight
+    float inv32             # 1 / rms, times LIFT_DY if there is a weight
     float slope             # mean / rms**2
-    bint tame
+    bint tame               # float32 will do
 
 
 cdef struct RowSums:
@@ -138,9 +139,9 @@ cdef inline bint is_tame(const Row* row, const RowSums* sums, const Job* job) no
 
     Let D = max |dx|, P = max |x * slope|, G = max |g / rms| <= D + P. Float32 is off by at most
     4 G u (1 / rms, weight_offset + weight, two products), 2 P u (slope, product) and D u
-    (difference): (5 D + 6 P) u in all, which P <= 4 D keeps below 30 u D. Any few elements give
-    a D that is large enough, and sum(x**2) is no smaller than max |x|**2: that does unless the
-    gradient lies along x. Where it does not, all elements are looked at.
+    (difference): (5 D + 6 P) u in all, which P <= 4 D keeps below 30 u D. D is no smaller than the
+    largest |dx| of 16 elements, and max |x|**2 no larger than sum(x**2): that is enough unless the
+    gradient lies along x. Where it is not, all elements are looked at.
     """
     cdef double d, slope = row.slope
     if job.by_float64 or not SMALL_ROW_INV <= row.inv_rms <= LARGE_ROW_INV:

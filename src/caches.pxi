@@ -37,8 +37,9 @@ cdef inline void suit_caches(Job* job, Py_ssize_t rows, int arrays, const float*
                              Py_ssize_t stride, bint in_place) noexcept nogil:
     """How a job that reads and writes so many arrays is to use the caches.
 
-    Nothing is streamed in place. Nor are short rows, unless each is whole lines: those that two
-    rows share cannot be streamed (65536 x 128: 0.8 of the time on lines, 1.6 beside them).
+    Nothing is streamed in place. Nor are rows below 512 floats, or 64 where each is whole lines:
+    one that two rows share cannot be streamed (65536 x 128 on Zen 4: 0.8 of the time on lines, 1.6
+    beside them).
     """
     # Rows in pairs are worth more to backward than rows in level 1: 0.9 of the time (16 x 4096,
     # Zen 4), 0.92 with rows of 11008. Forward would take 1.1 times as long from level 2.

@@ -1,4 +1,4 @@
-# Forward and add + forward: the sums of squares of a few rows, then one pass that scales each of
+# Forward and add + forward: the sums of squares of up to 8 rows, then one pass that scales each of
 # them in cache; and the two apart, for rows that are split. Which path a row takes depends on its
 # own values, weight and eps, never on the rows beside it.
 

@@ -16,7 +16,7 @@ ctypedef struct Job:
     const float* x          # (rows, n) IN
     const float* dy         # (rows, n) IN
     const float* weight     # (n,) IN, or NULL: the factor is 1
-    double* factor          # (n,) OUT, backward's weight_offset + weight; NULL for a few rows
+    double* factor          # (n,) OUT, backward's weight_offset + weight; NULL for a single row
     float* factor32         # (n,) OUT, the same rounded; or weight itself, NULL without one
     double* squares         # (rows,) sums of x**2, OUT or IN; NULL if the job takes its own
     double* products        # (rows,) sums of dy * (weight_offset + weight) * x, likewise
@@ -37,9 +37,9 @@ ctypedef struct Job:
     bint accumulate
     bint by_float64         # OUT: backward's factor is too large for float32
     # How the job suits this machine's caches. No bit depends on it.
-    bint stream             # y or dx outgrows the cache: write it past the cache
-    bint fetch              # else ask for its lines before they are written
-    Py_ssize_t ahead        # to stream: the row to fetch meanwhile is so many further on
+    bint stream             # y or dx outgrows the cache: non-temporal stores, past it
+    bint fetch              # else prefetch its lines before they are written
+    Py_ssize_t ahead        # to stream: the row to prefetch meanwhile is so many further on
     Py_ssize_t pass_rows    # 1 to 8: rows that are summed before the first of them is scaled
 
 ctypedef void (*rows_kernel)(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil

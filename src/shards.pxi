@@ -1,7 +1,7 @@
 # The public functions for a last axis that is split: over the chunks of an array, or over machines.
 # Each holder takes a sum of its part of every row, the sums are added up, and each scales its part.
 
-# No row is longer: below, x / rms lifted by 2**63 and times 2**44 (scale.pxi) stays in float32.
+# No row is longer: below, x / rms * LIFT * LIFTED_WEIGHT (scale.pxi) stays in float32's range.
 cdef Py_ssize_t MOST_SIZE = <Py_ssize_t>1 << 40
 
 

@@ -63,8 +63,8 @@ static inline void store(float *to, vec value) { *(vec_at *)to = value; }
 static inline wide load_wide(const double *from) { return *(const wide_at *)from; }
 static inline void store_wide(double *to, wide value) { *(wide_at *)to = value; }
 
-/* The next WIDE floats as doubles, and doubles rounded to as many floats. GCC 12 takes a conversion
- * apart that its vector types ask for. */
+/* The next WIDE floats as doubles, and doubles rounded to as many floats. GCC 12 takes
+ * __builtin_convertvector apart into narrower conversions. */
 static inline wide widen(const float *from) {
 #if defined(__AVX512F__)
     return (wide)_mm512_cvtps_pd(_mm256_loadu_ps(from));
