@@ -4,6 +4,8 @@ Float32 tensors on the CPU go to fastrms without a copy, every other tensor to t
 function. It refuses to compute anything itself.
 """
 
+from __future__ import annotations  # the site is built without torch
+
 from functools import cache, wraps
 from typing import Any, cast
 

@@ -8,7 +8,8 @@ cdef float PLAIN_WEIGHT = 2.0
 cdef float LIFTED_WEIGHT = 2.0 ** 44
 cdef float LIFT = 2.0 ** 63
 cdef float LOWER = 2.0 ** -63
-# Rows with 1 / rms outside these bounds go by float64: inside, it is a normal float32, times LIFT too.
+# Rows with 1 / rms outside these bounds go by float64: inside, it is a normal float32, and so it is
+# times LIFT.
 cdef double SMALL_INV = 2.0 ** -126
 cdef double LARGE_INV = 2.0 ** 64
 

@@ -1,4 +1,4 @@
-"""The README's Python blocks run, and the docstrings' examples are true."""
+"""The README's blocks run, its promises have tests, and the docstrings' examples are true."""
 
 import doctest
 import re
@@ -9,8 +9,12 @@ import pytest
 
 import fastrms
 
-README = Path(__file__).parents[1] / "README.md"
-PUBLIC = [fastrms.rms_norm, fastrms.rms_norm_backward, fastrms.add_rms_norm, fastrms.residual_add]
+from .signatures import MATRICES
+
+TESTS = Path(__file__).parent
+README = TESTS.parent / "README.md"
+CONTRIBUTING = TESTS.parent / "CONTRIBUTING.md"
+PUBLIC = [getattr(fastrms, name) for name in MATRICES]
 
 
 def test_readme_blocks_run_in_order():
@@ -22,6 +26,25 @@ def test_readme_blocks_run_in_order():
     # The last block is a residual block's backward: the skip gradient of ones, and dx on top.
     dx, _ = fastrms.reference.rms_norm_backward(names["dh"], names["residual"], names["weight"])
     np.testing.assert_allclose(names["dskip"], 1 + dx, rtol=0, atol=2e-6)
+
+
+def test_each_promise_names_tests_that_exist():
+    promised = (
+        README.read_text("utf-8").partition("## What you can rely on")[2].partition("\n## ")[0]
+    )
+    table = CONTRIBUTING.read_text("utf-8").partition("| promise | tests | gates |")[2]
+    assert re.findall(r"^\| \*\*(.*?)\*\*", table, re.M) == re.findall(
+        r"^- \*\*(.*?)\.\*\*", promised, re.M
+    )
+    _, *rows = (line.split("|") for line in table.strip().splitlines())
+    for _, promise, tests, gates, _ in rows:
+        named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", tests)
+        assert named, promise
+        for file, function in named:
+            assert f"def {function or 'test_'}" in (TESTS / file).read_text("utf-8"), promise
+        for gate in re.findall(r"`(\S+)`", gates):
+            ci = TESTS.parent / ".ci"  # not in the sdist
+            assert not ci.exists() or (ci / "gates" / gate).exists(), promise
 
 
 @pytest.mark.parametrize("function", PUBLIC, ids=lambda function: function.__name__)
