@@ -103,9 +103,15 @@ def test_bench_prints_a_row_for_each_family(bench, capsys):
     bench.main(["--layers", "1", "--width", "64", "--rounds", "1"])
     torch.set_num_threads(threads[0])
     adapter.fastrms.set_num_threads(threads[1])
-    rows = capsys.readouterr().out.splitlines()[4:]
+    models, calls = capsys.readouterr().out.split("\nA call on rows of 64, ")
+    rows = models.splitlines()[4:]
     assert [row.split(" | ")[0] for row in rows] == [f"| {family}" for family in bench.FAMILIES]
     assert all(row.count(" ms, ") == 5 for row in rows)
+    prices = [row.strip("| ").split(" | ") for row in calls.splitlines()[4:]]
+    assert [price[0] for price in prices] == ["1", "16", "256", "4096"]
+    for _, *us in prices:
+        assert len(us) == 2 * len(bench.NORMS)
+        assert all(float(each) > 0 for each in us)
 
 
 def test_docs_blocks_run():
