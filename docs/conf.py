@@ -69,7 +69,7 @@ STUB = ast.parse((ROOT / "fastrms/_core.pyi").read_text("utf-8")).body
 NAMES = {
     node.targets[0].id: ast.unparse(node.value.keywords[0].value)
     for node in STUB
-    if isinstance(node, ast.Assign)
+    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
 }
 
 

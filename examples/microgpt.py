@@ -19,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# Two workers with a core each take 60 to 90 ms a step, two threads of OpenBLAS 150: products are
-# small here. And with one thread in BLAS, the number of cores changes no bit.
+# Two workers with a core each take 60 to 90 ms a step on an Intel Xeon, two threads of OpenBLAS
+# 150: products are small here. And with one thread in BLAS, the number of cores changes no bit.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import microgpt_tools as tools

@@ -105,9 +105,9 @@ def wants_gradient(*tensors):
 
 
 # ---- the operators ----------------------------------------------------------------------------
-# One row of 64 takes 8 us in rms_norm_forward, 12 in rms_norm though no gradient is wanted, since
-# its autograd is Python, and 15 if it comes from torch.library.custom_op, which wraps it again.
-# The formula of transformers' LlamaRMSNorm takes 15.
+# One row of 64 takes 8 us in rms_norm_forward (Intel Xeon, Sapphire Rapids), 12 in rms_norm though
+# no gradient is wanted, since its autograd is Python, and 15 if it comes from
+# torch.library.custom_op, which wraps it again. The formula of transformers' LlamaRMSNorm takes 15.
 
 OPS: Any = torch.ops.fastrms
 
