@@ -35,7 +35,7 @@ html_theme = "furo"
 html_title = f"fastrms {version}"
 templates_path = ["_templates"]
 html_additional_pages = {"index": "index.html"}  # to the README
-html_copy_source = False
+html_copy_source = html_show_copyright = False
 
 CONTENTS = """
 ```{toctree}
