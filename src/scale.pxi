@@ -79,8 +79,8 @@ cdef inline vec scaled(vec x, vec weight, vec inv_rms, Path path) noexcept nogil
     return x * inv_rms * weight
 
 
-cdef inline void scale_few(float* y, const float* x, const float* weight, float inv_rms, Py_ssize_t n,
-                    Path path, bint accumulate) noexcept nogil:
+cdef inline void scale_few(float* y, const float* x, const float* weight, float inv_rms,
+                           Py_ssize_t n, Path path, bint accumulate) noexcept nogil:
     """y = x * inv_rms * weight for the floats before and after whole vectors or lines.
 
     y (n,) OUT, or IN-OUT to accumulate; x (n,) IN; weight (n,) IN unless UNWEIGHTED.

@@ -17,7 +17,7 @@ ROWS = (1, 8, 9, 70)  # the few rows, one block, several blocks
 CASES = [(1.0, weight, 0.0) for weight in (None, 1.0, 1e10, 1e20)]
 CASES += [(1.0, 1.0, 1.0), (1e-42, 1.0, 0.0), (1e38, 1.0, 0.0), (np.nan, 1.0, 0.0)]
 CALLS = 10
-# Levels 1 and 2, the bytes from which a call streams, software fetches: every way to use the caches.
+# Levels 1 and 2, the bytes from which a call streams, software fetches: every use of the caches.
 CACHES = (
     (1 << 15, 1 << 20, 1 << 40, False),
     (0, 0, 1 << 40, True),
