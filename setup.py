@@ -36,7 +36,6 @@ COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-m
 V3 = ["-mavx2", "-mbmi", "-mbmi2", "-mf16c", "-mfma", "-mlzcnt", "-mmovbe", "-mprfchw"]
 V4 = [*V3, "-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl"]
 ISA_FLAGS = {"baseline": [], "v3": V3, "v4": V4}
-THREADS = ["-pthread"]
 LINKING = ["-Wl,-z,relro,-z,now", *([] if EXTRA else ["-Wl,-s"])]
 # Windows aligns a stack to 16 bytes, and GCC moves vectors there as if to 32 or 64 (its bug 54412).
 MINGW = ["-Wa,-muse-unaligned-vector-move"]
@@ -69,22 +68,20 @@ class BuildExtensions(build_ext):
         # be looked for.
         linker = getattr(self.compiler, "linker_so", [])
         self.compiler.linker_so = [flag for flag in linker if "-rpath" not in flag]
-        common = [flag for flag in COMMON if self.takes([flag])]
-        names = [self.compiler.compiler_type, *getattr(self.compiler, "compiler_so", [])]
-        common += MINGW if any("mingw32" in name for name in names) else []
-        linking = [flag for flag in LINKING if self.takes([], [flag])]
-        threads = THREADS if self.takes(THREADS, THREADS) else []
+        windows = self.get_ext_filename("").endswith(".pyd")  # to be run there, not compiled
+        common = [*COMMON, *(MINGW if windows else [])]
+        common = [flag for flag in common if self.takes([flag])]
+        linking = [*LINKING, *(["-static-libgcc"] if windows else [])]
+        linking = [flag for flag in linking if self.takes([], [flag])]
+        threads = ["-lsynchronization" if windows else "-pthread"]
         kept = []
         for ext in self.extensions:
             isa = re.sub("fastrms._(kernels_)?", "", ext.name)
             if not self.takes(ISA_FLAGS.get(isa, [])):
                 continue
-            if isa == "core":
+            if isa == "core" and self.takes([], threads):
                 ext.extra_link_args += threads
-                flags = threads
-            else:
-                flags = ISA_FLAGS.get(isa, [])
-            flags = [*common, *flags, *EXTRA]
+            flags = [*common, *ISA_FLAGS.get(isa, []), *EXTRA]
             ext.extra_compile_args += flags
             ext.extra_link_args += [*linking, *EXTRA]
             ext.define_macros.append(("FASTRMS_FLAGS", f'"{" ".join(flags)}"'))
