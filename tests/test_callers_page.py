@@ -29,13 +29,14 @@ def test_python_blocks_run_in_order():
     assert len(blocks("python")) == 3
 
 
-def test_the_c_block_compiles(tmp_path):
-    if not shutil.which("gcc"):
-        pytest.skip("needs gcc, to compile the page's C")
+@pytest.mark.parametrize(("compiler", "language"), [("gcc", "c"), ("g++", "c++")])
+def test_the_c_block_compiles(compiler, language):
+    if not shutil.which(compiler):
+        pytest.skip(f"needs {compiler}, to compile the page's C")
     (block,) = blocks("c")
     include = [f"-I{sysconfig.get_paths()['include']}", f"-I{fastrms.get_include()}"]
-    command = ["gcc", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-fsyntax-only"]
-    subprocess.run([*command, *include, "-xc", "-"], input=block, text=True, check=True)
+    command = [compiler, "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-fsyntax-only"]
+    subprocess.run([*command, *include, f"-x{language}", "-"], input=block, text=True, check=True)
 
 
 def test_the_cython_block_compiles(tmp_path):

@@ -28,3 +28,4 @@ compiler: str = fastrms.show_config("dicts")["build"]["compiler"]
 fastrms.show_config()
 y: NDArray[np.float64] = fastrms.reference.rms_norm(x, weight)
 version: str = fastrms.__version__
+include: str = fastrms.get_include()
