@@ -10,6 +10,11 @@ from . import _core, get_include
 
 __all__ = ["declarations", "functions"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _TYPES = {
     "int": ctypes.c_int,
     "double": ctypes.c_double,

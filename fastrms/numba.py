@@ -26,6 +26,11 @@ except ModuleNotFoundError as error:
 
 __all__ = ["add_rms_norm", "residual_add", "rms_norm", "rms_norm_backward"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 TYPES = {
     ctypes.c_int: types.intc,
     ctypes.c_double: types.float64,
