@@ -85,7 +85,7 @@ def norm_call(x, weight, *numbers):
 
 
 def add_call(x, residual, weight, *numbers):
-    return call("fastrms_add_rms_norm", [x, residual], weight, *numbers, in_place=1)
+    return call("fastrms_add_rms_norm", [x, residual], weight, *numbers, in_place=0)
 
 
 def norm_gradient_call(dy, x, weight, *numbers):

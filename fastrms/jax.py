@@ -96,10 +96,10 @@ def add_rms_norm(
     Parameters
     ----------
     x : array, shape (..., n)
-        A layer's output, of a floating type.
+        A layer's output, of a floating type. Where nothing else needs it, in the `jax.jit` that
+        computes it, XLA lets `total` have its memory: one pass. Else XLA copies it first.
     residual : array, shape of x
-        The stream. Where nothing else needs it (under `jax.jit`, computed there or donated) XLA
-        lets `total` have its memory: one pass over memory. Else XLA copies it first.
+        The stream.
     weight, eps, weight_offset
         As in `rms_norm`.
 

@@ -3,9 +3,12 @@
  * everything but float32.
  *
  *     rms_norm                x, [weight]                     -> y
- *     add_rms_norm            x, residual, [weight]           -> y, total       total is residual
+ *     add_rms_norm            x, residual, [weight]           -> y, total       total is x
  *     rms_norm_backward       dy, x, [weight]                 -> dx, [dweight]
  *     add_rms_norm_backward   dy, total, dtotal, [weight]     -> dx, [dweight]  dx is dtotal
+ *
+ * total is in x's memory, not in residual's: a layer's output is used up, while the backward pass of
+ * the norm before needs residual, which XLA would have to copy. A sum has no order.
  *
  * All arrays but the weights have x's shape. weight is (..., n): its leading axes are x's first ones,
  * or 1 where one weight serves them all, and dweight has x's. So vmap's axes are.
@@ -28,7 +31,7 @@ static const struct {
     int gradient;
 } TABLE[OPERATIONS] = {
     {"fastrms_rms_norm", 1, 1, -1, 0},
-    {"fastrms_add_rms_norm", 2, 2, 1, 0},
+    {"fastrms_add_rms_norm", 2, 2, 0, 0},
     {"fastrms_rms_norm_backward", 2, 1, -1, 1},
     {"fastrms_add_rms_norm_backward", 3, 1, 2, 1},
 };
@@ -141,7 +144,7 @@ static int run_part(operation which, const call *c, int64_t b, void *scratch) {
     if (which == NORM)
         return fastrms_api->rms_norm(in, n, weight, out, n, rows, n, c->eps, c->weight_offset, 0, 0);
     if (which == ADD)
-        return fastrms_api->add_rms_norm(in, n, c->out[1] + skip, n, weight, out, n, rows, n, c->eps,
+        return fastrms_api->add_rms_norm(c->in[1] + skip, n, in, n, weight, out, n, rows, n, c->eps,
                                          c->weight_offset, 0);
     return fastrms_api->rms_norm_backward(in, n, c->in[1] + skip, n, weight, out, n, dweight, scratch,
                                           rows, n, c->eps, c->weight_offset,

@@ -105,18 +105,23 @@ def test_extreme_rows(draw):
     same(results, [fastrms.rms_norm(x, eps=0.0), x])
 
 
-def test_the_old_residual_stays(given):
-    """XLA may let total have its memory only where nothing else needs it."""
+def test_x_and_residual_stay(given):
+    """XLA may let total have x's memory only where nothing else needs it."""
     x, residual, weight, _, _ = given(True)
 
     @jax.jit
-    def both(x, residual):
-        stream = residual * 2
-        return adapter.add_rms_norm(x, stream, weight), stream
+    def all_of_them(x, residual):
+        x, residual = x * 2, residual * 2
+        return x, residual, *adapter.add_rms_norm(x, residual, weight)
 
-    (y, total), stream = both(x, residual)
-    same([stream, total], [2 * residual, 2 * residual + x])
-    same([y], [fastrms.rms_norm(2 * residual + x, weight)])
+    total = 2 * residual + 2 * x
+    same(all_of_them(x, residual), [2 * x, 2 * residual, fastrms.rms_norm(total, weight), total])
+
+
+def test_a_layers_output_is_not_copied(given):
+    x, residual, weight, _, _ = given(True)
+    layer = jax.jit(lambda x, residual: (*adapter.add_rms_norm(x * 2, residual, weight), residual))
+    assert " copy(" not in layer.lower(x, residual).compile().as_text()
 
 
 # ---- vmap -------------------------------------------------------------------------------------
