@@ -338,13 +338,15 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     cdef float* dweight_data = NULL
     cdef Py_ssize_t rows, size = 0
     cdef int adds = take_accumulate(accumulate)
+    cdef bint to_dx = adds & TO_DX and dx is not None
+    cdef bint to_dweight = adds & TO_DWEIGHT and dweight is not None
     take_numbers(&job, eps, weight_offset)
     if sums is not None:
         size = as_size(sums[2])
         squares, products = as_sums(sums[0], "sum_squares"), as_sums(sums[1], "sum_products")
     dy_in, x_in, w = as_array(dy, "dy"), as_array(x, "x"), as_array(weight, "weight")
     dx_out, dweight_out = as_array(dx, "dx"), as_array(dweight, "dweight")
-    start_job(&job, x_in, adds & TO_DX and dx is not None)
+    start_job(&job, x_in, to_dx)
     check_array(dy_in, "dy")
     check_same_shape(dy_in, "dy", x_in, "x")
     if sums is not None:
@@ -355,8 +357,8 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
         check_vector(w, "weight", job.n)
     elif dweight is not None:
         raise ValueError("dweight needs weight: without one it has no gradient")
-    if adds:
-        check_adds(adds, dx, dweight)
+    if adds and not to_dx and not to_dweight:
+        refuse_accumulate(adds)
     if dweight is not None:
         check_vector(dweight_out, "dweight", job.n, output=True)
         check_writeable(dweight_out, "dweight")
@@ -389,7 +391,7 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
         _factor = room_for_factor(&job, rows)   # it lives as long as the call
     suit_caches(&job, rows, 3, job.dx, job.dx_stride,
                 job.accumulate or job.dx == job.x or job.dx == job.dy)
-    run_backward(&job, rows, dweight_data, adds & TO_DWEIGHT and dweight is not None)
+    run_backward(&job, rows, dweight_data, to_dweight)
     write_back(dx_out, dx_rows)
     if dweight_out is not None:
         write_back(dweight_out, dweight_row)
@@ -404,6 +406,8 @@ cdef enum:      # what a gradient is added to
 cdef inline int take_accumulate(object value) except -1:
     if value is False:
         return 0
+    if value is True:
+        return TO_DX | TO_DWEIGHT
     if isinstance(value, str):
         if value == "dx":
             return TO_DX
@@ -413,15 +417,10 @@ cdef inline int take_accumulate(object value) except -1:
     return TO_DX | TO_DWEIGHT if value else 0
 
 
-cdef int check_adds(int adds, object dx, object dweight) except -1:
-    """Whether there is an array to add to."""
-    if adds == TO_DX and dx is None:
-        raise ValueError('accumulate="dx" needs dx=, an array to add to')
-    if adds == TO_DWEIGHT and dweight is None:
-        raise ValueError('accumulate="dweight" needs dweight=, an array to add to')
-    if dx is None and dweight is None:
-        raise ValueError("accumulate=True needs dx= or dweight=, an array to add to")
-    return 0
+cdef int refuse_accumulate(int adds) except -1:
+    wanted = {TO_DX: '"dx" needs dx=', TO_DWEIGHT: '"dweight" needs dweight='}
+    raise ValueError(f"accumulate={wanted.get(adds, 'True needs dx= or dweight=')}, "
+                     "an array to add to")
 
 
 cdef inline int take_numbers(Job* job, object eps, object weight_offset) except -1:

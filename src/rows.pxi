@@ -107,7 +107,10 @@ cdef inline void place(Job* job, Axis* axes, cnp.ndarray x, cnp.ndarray dy, cnp.
 cdef void merge_axes(Job* job, Axis* axes, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y,
                      cnp.ndarray residual, cnp.ndarray dx) noexcept:
     """Make one of leading axes that follow each other with one stride in every array. The last that
-    is left are the rows of a run; others, if there are any, become job.axes."""
+    is left are the rows of a run; if there are others, all become job.axes.
+
+    One of the arrays is not C-contiguous, so it has two rows at least.
+    """
     cdef Axis axis
     cdef int number, count = 0
     for number in range(cnp.PyArray_NDIM(x) - 2, -1, -1):
@@ -121,9 +124,8 @@ cdef void merge_axes(Job* job, Axis* axes, cnp.ndarray x, cnp.ndarray dy, cnp.nd
         else:
             axes[count] = axis
             count += 1
-    if count > 0:
-        job.x_stride, job.dy_stride, job.y_stride = axes[0].x, axes[0].dy, axes[0].y
-        job.residual_stride, job.dx_stride = axes[0].residual, axes[0].dx
+    job.x_stride, job.dy_stride, job.y_stride = axes[0].x, axes[0].dy, axes[0].y
+    job.residual_stride, job.dx_stride = axes[0].residual, axes[0].dx
     if count > 1:
         job.axes = axes
 

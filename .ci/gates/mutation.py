@@ -29,7 +29,7 @@ CPU_SECONDS, SECONDS = 100, 600  # of one run of tests, which needs 25; a busy m
 KERNEL = (("special", "range"), ("shards", "overlap", "layout", "fuzz", "accuracy", "bits"))
 DOOR = (
     ("contract", "buffers", "overlap"),
-    ("shards", "layout", "fuzz", "special", "threads", "bits", "c_api", "c_interface"),
+    ("shards", "layout", "runs", "fuzz", "special", "threads", "bits", "c_api", "c_interface"),
 )
 FILES = {
     "sums.pxi": ("_kernels_baseline", KERNEL),
@@ -39,6 +39,7 @@ FILES = {
     "backward_sums.pxi": ("_kernels_baseline", KERNEL),
     "backward.pxi": ("_kernels_baseline", KERNEL),
     "arrays.pxi": ("_core", DOOR),
+    "rows.pxi": ("_core", DOOR),
     "threads.pxi": ("_core", DOOR),
     "blocks.pxi": ("_core", DOOR),
     "shards.pxi": ("_core", DOOR),
@@ -61,6 +62,7 @@ TYPES = {
     "void",
     "Py_ssize_t",
     "Job",
+    "Axis",
     "Row",
     "RowSums",
     "Lanes",
