@@ -199,7 +199,7 @@ def test_exported_buffer_cannot_grow(draw):
                 errors.append(error)
 
     with _ticks(grow):
-        fastrms.residual_add(memoryview(buffer).cast("b").cast("f", (ROWS, N)), x)
+        fastrms.residual_add(x, memoryview(buffer).cast("b").cast("f", (ROWS, N)))
     assert "exporting buffers" in str(errors[0])
     assert (np.frombuffer(buffer, np.float32).reshape(ROWS, N) == x).all()
     buffer.append(1)
