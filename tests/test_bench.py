@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrms.bench import calls, cases, machine, schema
+from fastrms.bench import calls, cases, schema
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -257,37 +257,6 @@ def test_numba_has_every_op_but_the_offset(numba, op, threads, inplace):
         assert case.error(peers.build("numba", case, threads)) < 1e-6
 
 
-def test_a_record_names_its_commit(tmp_path, monkeypatch):
-    def git(*words):
-        command = ["git", "-c", "user.name=a", "-c", "user.email=a", "-C", str(tmp_path), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
-    assert machine.commit() is None
-    (tmp_path / "file").write_text("one")
-    for words in (["init"], ["add", "file"], ["commit", "-m", "one"]):
-        git(*words)
-    commit = git("rev-parse", "--short", "HEAD")
-    assert machine.commit() == commit
-    (tmp_path / "file").write_text("two")
-    assert machine.commit() == f"{commit}-dirty"
-    (tmp_path / "installed").mkdir()
-    monkeypatch.setattr(machine, "ROOT", tmp_path / "installed")
-    assert machine.commit() is None
-
-
-def test_a_record_is_named_by_its_instruction_set():
-    """Two CPUs that differ in it call themselves AMD EPYC."""
-    program = "import record; print(record.default_name())"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(BENCH)]),
-             "FASTRMS_ISA": "baseline"},
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.stdout.strip().endswith("-baseline"), done.stderr
-
-
 def test_the_readme_is_made_from_a_record(tiny, tmp_path):
     folder, _, record = tiny
     shutil.copy(folder / "new.json", tmp_path)
@@ -311,20 +280,3 @@ def test_the_readme_is_made_from_a_record(tiny, tmp_path):
     assert "([picture](other.png)): fastrms is the fastest in " in text
     for name in ("new.png", "other.png"):
         assert (folder / name).stat().st_size > 10_000
-
-
-def test_beside_other_threads():
-    command = [sys.executable, BENCH / "beside.py", "--rounds", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
-    assert len(lines) == 17
-    assert all("512 x 4096" in line for line in lines[-4:])
-
-
-def test_record_takes_further_arguments():
-    done = subprocess.run(
-        [sys.executable, BENCH / "record.py", "x", "--isa", "v9"], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert "--isa v9" in done.stderr
