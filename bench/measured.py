@@ -46,18 +46,23 @@ def present():
     return kernels(lambda name: (ROOT / "src" / name).read_text("utf-8"))
 
 
+def git(*words):
+    """Return what git says of the checkout, or nothing."""
+    command = ["git", "-C", str(ROOT), *words]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
 def at(commit):
     """Return that of a commit's kernels, or "unknown" where git cannot say."""
+    commit = (commit or "").removesuffix("-dirty")
 
     def read(name):
-        command = ["git", "-C", str(ROOT), "show", f"{commit}:src/{name}"]
-        return subprocess.run(command, capture_output=True, text=True).stdout
+        return git("show", f"{commit}:src/{name}")
 
-    commit = (commit or "").removesuffix("-dirty")
-    try:
-        return kernels(read) if read("kernels.pxi") else "unknown"
-    except OSError:
-        return "unknown"
+    return kernels(read) if commit and read("kernels.pxi") else "unknown"
 
 
 def line(cpu, isa, commit, digest):
@@ -74,7 +79,7 @@ def measure(command):
     if "| --- |" not in printed:
         printed = f"```text\n$ {command}\n{printed}\n```"
     isa = show_config("dicts")["instruction set"]["in use"]
-    where = line(machine.cpu_name(), isa, machine.commit(), present())
+    where = line(machine.cpu_name(), isa, git("rev-parse", "--short", "HEAD"), present())
     return f"`{command}`: {where}.\n\n{printed}"
 
 

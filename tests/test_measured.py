@@ -52,6 +52,25 @@ def test_the_digest_is_of_the_code_alone():
         assert (measured.kernels(changed.get) != measured.present()) == counts, (file, new)
 
 
+def test_a_commit_has_its_own_kernels(tmp_path, monkeypatch):
+    """As a record names it, with or without changes; and where git knows nothing."""
+    (tmp_path / "src").mkdir()
+    for name in ("kernels.pxi", "simd.h"):
+        (tmp_path / "src" / name).write_text("one\n")
+    monkeypatch.setattr(measured, "ROOT", tmp_path)
+    assert measured.at("HEAD") == "unknown"
+    then = measured.present()
+    measured.git("init")
+    measured.git("add", "src")
+    measured.git("-c", "user.name=a", "-c", "user.email=a", "commit", "-m", "one")
+    (tmp_path / "src" / "simd.h").write_text("two\n")
+    commit = measured.git("rev-parse", "--short", "HEAD")
+    assert measured.at(commit) == measured.at(f"{commit}-dirty") == then
+    assert then != measured.present()
+    assert measured.at(None) == measured.at("0123abc") == "unknown"
+    assert measured.line("CPU", "v3", commit, then).endswith(f"kernels {then}, since changed")
+
+
 def test_a_page_is_taken_anew(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text(
