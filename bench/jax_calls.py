@@ -2,9 +2,9 @@
 
 Rounds of both in turn, in one process; of each the best. A gradient is dx and dweight of given x,
 weight and dy, compiled into one program. What is added, x in one and dtotal in the other, is
-computed in the program, as a layer's output is. Results are new arrays, as JAX has them: run it with
-MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=9999999999, or the system's price of their memory is all
-that the large shapes show.
+computed in the program, as a layer's output is. Results are new arrays, as JAX has them: run it
+with MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=9999999999, or the system's price of their memory
+is all that the large shapes show.
 """
 
 import argparse
