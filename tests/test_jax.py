@@ -119,7 +119,7 @@ def test_x_and_residual_stay(given):
 
 
 def test_a_layers_output_is_not_copied(given, draw):
-    x, residual, weight, _, _ = given(True)
+    x, residual, weight, _, _ = given(True, 32, N)
     matrix = draw(N, N)
     layer = jax.jit(lambda x, residual: adapter.add_rms_norm(x @ matrix, residual, weight))
     assert " copy(" not in layer.lower(x, residual).compile().as_text()
