@@ -20,6 +20,7 @@ try:
         sum_products,
         sum_squares,
     )
+    from ._threads import COUNT as _COUNT  # noqa: F401 (it reads FASTRMS_NUM_THREADS)
 except ImportError as error:
     if isinstance(error, ModuleNotFoundError) and error.name == "fastrms._core":
         error = ImportError(
@@ -33,7 +34,7 @@ except ImportError as error:
         raise SystemExit(2) from None
     raise error from None
 
-from . import _threads, reference  # noqa: F401
+from . import reference
 from ._config import get_include, show_config
 from ._version import __version__
 

@@ -21,6 +21,8 @@ def default(environ=os.environ):
         if not 1 <= _number(own) <= MOST:
             raise ImportError(f"FASTRMS_NUM_THREADS must be 1 to {MOST}, got {own!r}")
         return _number(own), "FASTRMS_NUM_THREADS"
+    if not _core.build_info()["pool"]:
+        return 1, "a build without threads"
     # OpenMP reads "4,2" as 4 threads of 2 each, and ignores nonsense.
     openmp = _number(environ.get("OMP_NUM_THREADS", "").partition(",")[0])
     if openmp >= 1:

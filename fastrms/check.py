@@ -127,8 +127,9 @@ def run(target=None):
 def _measure():
     """Yield (instruction set, threads, largest errors); leave the settings as they were."""
     before = _core.current(), fastrms.get_num_threads(), _core.set_parallel_from(1)
+    counts = THREADS if _core.build_info()["pool"] else (1,)
     try:
-        for isa, threads in itertools.product(_core.available_isas(), THREADS):
+        for isa, threads in itertools.product(_core.available_isas(), counts):
             _core.use_isa(isa)
             fastrms.set_num_threads(threads)
             yield isa, threads, _worst_errors()

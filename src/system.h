@@ -7,8 +7,8 @@
 
 #include <stdint.h>
 
-/* Wherever the compiler has atomics of GCC's form and the system a way to sleep. */
-#if defined(__GNUC__) || defined(__clang__)
+/* Wherever the compiler has atomics of GCC's form and the system a way to sleep; a gate says 0. */
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(POOL_EXISTS)
 #define POOL_EXISTS 1
 
 /* What thread `number` does once it was started, for ever. */

@@ -57,6 +57,11 @@ def set_num_threads(n):
     TypeError, ValueError
         If n is not an integer, or is below 1.
 
+    Warns
+    -----
+    RuntimeWarning
+        If n is above 1 and this build has no threads.
+
     Notes
     -----
     The default is ``FASTRMS_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the CPUs that the process
@@ -74,6 +79,8 @@ def set_num_threads(n):
         raise ValueError("n must be 1 to 1024 threads, got a larger integer") from None
     if not 1 <= count <= 1024:
         raise ValueError(f"n must be 1 to 1024 threads, got {count}")
+    if count > 1 and not POOL_EXISTS:
+        PyErr_WarnEx(RuntimeWarning, b"this build has no threads: every call is serial", 1)
     wanted_threads = count
 
 

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import _arguments
+from .. import _arguments, _core
 from . import cases, machine, peers, timing
 
 DEFAULT_OPS = ("forward", "offset", "add_norm", "backward", "add")
@@ -78,6 +78,9 @@ def plan(args, old=None):
     """Return the plan that arguments ask for; what they leave open is as in an old record."""
     rows = old["rows"] if old else []
     peer_names = unique(args.peers or ())
+    threads = unique(args.threads or (row["threads"] for row in rows)) or Plan.threads
+    if max(threads) > 1 and not _core.build_info()["pool"]:
+        raise ValueError("--threads: this build has no threads, every call is serial")
     # Only a record has a use for the further processes.
     processes = PROCESSES if args.json or old else 1
     open_shapes = ((row["rows"], row["n"]) for row in rows)
@@ -85,7 +88,7 @@ def plan(args, old=None):
         ops=unique(args.op or (row["op"] for row in rows)) or DEFAULT_OPS,
         shapes=unique(args.shape or open_shapes) or default_shapes(processes + len(peer_names)),
         data=unique(args.data or (row.get("data") or "normal" for row in rows)) or Plan.data,
-        threads=unique(args.threads or (row["threads"] for row in rows)) or Plan.threads,
+        threads=threads,
         peers=peer_names,
         processes=processes,
         isa=args.isa,
