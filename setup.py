@@ -26,7 +26,7 @@ DIRECTIVES = {
     "language_level": 3,
     "cdivision": True,
     "autotestdict": False,
-    "freethreading_compatible": False,
+    "freethreading_compatible": True,
 }
 
 # Numbers come before speed: no -ffast-math and no contraction, so that every instruction set gives

@@ -474,13 +474,13 @@ cdef inline Py_ssize_t place_factor(Job* job, Py_ssize_t rows, double* room) noe
 
 def build_info():
     """Return what this build is, as a dict: compiler, flags, vectors, instruction sets, pool."""
-    module = import_module(f"fastrms.{ISA_MODULES[current_isa]}")
+    module = import_module(f"fastrms.{ISA_MODULES[current()]}")
     return {
         "compiler": COMPILER.decode(),
         "flags": module.flags,
         "vector_floats": module.vector_floats,
         "pool": POOL_SYSTEM.decode(),
-        "isa": current_isa,
+        "isa": current(),
         "isas": available_isas(),
     }
 

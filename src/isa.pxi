@@ -7,8 +7,10 @@ cdef extern from "cpu.h":
     bint cpu_halves_v4()
 
 cdef dict ISA_MODULES = {"baseline": "_kernels_baseline", "v3": "_kernels_v3", "v4": "_kernels_v4"}
+# Two words, which other threads may read while one switches. A call that meets kernels of both sets
+# gets the same bits.
 cdef const Table* kernels = NULL
-cdef str current_isa = ""
+cdef int current_isa = 0        # its place in ISA_MODULES
 
 
 def available_isas():
@@ -30,7 +32,7 @@ def preferred_isa():
 
 def current():
     """Return the name of the instruction set in use."""
-    return current_isa
+    return list(ISA_MODULES)[current_isa]
 
 
 def use_isa(isa):
@@ -50,4 +52,4 @@ def use_isa(isa):
         raise ImportError(f"FASTRMS_ISA: {isa!s} {why}; choose one of: {', '.join(available)}")
     module = import_module(f"fastrms.{ISA_MODULES[isa]}")
     kernels = <const Table*>PyCapsule_GetPointer(module.table, "fastrms.kernels")
-    current_isa = isa
+    current_isa = list(ISA_MODULES).index(isa)

@@ -160,4 +160,13 @@ static inline void leave_cpu(int cpu) { (void)cpu; }
 #define POOL_SYSTEM ""
 #endif
 
+/* A word that any thread may set while others read it, where its value is all that they want. */
+#if POOL_EXISTS
+#define read_word(word) __atomic_load_n(&(word), __ATOMIC_RELAXED)
+#define write_word(word, value) __atomic_store_n(&(word), value, __ATOMIC_RELAXED)
+#else
+#define read_word(word) (word)
+#define write_word(word, value) ((word) = (value))
+#endif
+
 #endif

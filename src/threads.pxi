@@ -1,6 +1,14 @@
 # The door's threads: how many, when, and which rows each one takes; and where a call looks up for
 # Ctrl-C. Rows are independent, so any split gives the same bits.
 
+cdef extern from "pool.h" nogil:
+    ctypedef void (*pool_item)(const void* call, long item) noexcept nogil
+    void pool_run(pool_item run, const void* call, long items, int threads, bint brief)
+    const bint POOL_EXISTS
+    const char* POOL_SYSTEM     # what its threads sleep on
+    int read_word(int word)
+    void write_word(int word, int value)
+
 cdef extern from *:
     """
     /* Static, or each thread allocates it at its first call, and ld.so is one library more. */
@@ -11,16 +19,10 @@ cdef extern from *:
 
     static int wanted_threads = 1;
     /* threadpoolctl knows the library by this symbol, among other packages' _core. */
-    Py_EXPORTED_SYMBOL int fastrms_num_threads(void) { return wanted_threads; }
+    Py_EXPORTED_SYMBOL int fastrms_num_threads(void) { return read_word(wanted_threads); }
     """
     int thread_limit    # of the calls made from this thread
     int wanted_threads  # of any call: see set_num_threads
-
-cdef extern from "pool.h" nogil:
-    ctypedef void (*pool_item)(const void* call, long item) noexcept nogil
-    void pool_run(pool_item run, const void* call, long items, int threads, bint brief)
-    const bint POOL_EXISTS
-    const char* POOL_SYSTEM     # what its threads sleep on
 
 cdef extern from "machine.h" nogil:
     ctypedef unsigned long fp_state
@@ -29,6 +31,7 @@ cdef extern from "machine.h" nogil:
 
 # From these many elements on (some 3 us) a call lets go of the GIL.
 cdef Py_ssize_t RELEASE_GIL = 16384
+# A plain word, as those of caches.pxi: measurements set it, before the calls that are to see it.
 # From these many on, 16 x 4096, it uses threads, each for half of them at least: calls in a row
 # gain, 1.5 times on two threads, 1.6 to 1.9 at 32 x 4096. From eight times as many on it wakes
 # threads for a single call, which costs some 40 us: at 450,000 elements such a call takes as long
@@ -69,7 +72,6 @@ def set_num_threads(n):
     ``threadpool_limits(n)`` of threadpoolctl is ``set_num_threads(n)`` until it ends. A process
     forked from this one runs on one thread, because threads do not survive a fork.
     """
-    global wanted_threads
     cdef Py_ssize_t count
     try:
         count = n
@@ -81,7 +83,7 @@ def set_num_threads(n):
         raise ValueError(f"n must be 1 to 1024 threads, got {count}")
     if count > 1 and not POOL_EXISTS:
         PyErr_WarnEx(RuntimeWarning, b"this build has no threads: every call is serial", 1)
-    wanted_threads = count
+    write_word(wanted_threads, <int>count)
 
 
 def get_num_threads():
@@ -106,13 +108,14 @@ def set_parallel_from(elements):
 cdef int thread_count() noexcept nogil:
     if forked or not POOL_EXISTS:
         return 1
-    return min(wanted_threads, thread_limit)
+    return min(read_word(wanted_threads), thread_limit)
 
 
 cdef inline int threads_for(Py_ssize_t elements) noexcept nogil:
-    if elements < parallel_from:
+    cdef Py_ssize_t least = parallel_from
+    if elements < least:
         return 1
-    return <int>min(<Py_ssize_t>thread_count(), 2 * elements // parallel_from)
+    return <int>min(<Py_ssize_t>thread_count(), 2 * elements // least)
 
 
 cdef inline bint is_brief(Py_ssize_t elements) noexcept nogil:

@@ -80,7 +80,7 @@ def test_weight_poisons_its_own_column(isa, inputs, special, column):
 
 @SPECIALS
 def test_residual_add_of_specials(isa, inputs, special):
-    residual, x, _ = inputs
+    residual, x, _ = (array.copy() for array in inputs)  # threads may run this side by side
     residual[:2, :2] = special
     x[1:3, 1:3] = -special
     with np.errstate(invalid="ignore"):

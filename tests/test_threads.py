@@ -98,7 +98,7 @@ def test_switch_to_an_unknown_isa(restore, name):
 
 
 @needs_pool
-@pytest.mark.parametrize("count", [1, 2, 3, 17])
+@pytest.mark.parametrize("count", [1, 2, 3, 17, 1024])
 def test_set_and_get(restore, count):
     assert fastrms.set_num_threads(count) is None
     assert fastrms.get_num_threads() == count
@@ -106,7 +106,7 @@ def test_set_and_get(restore, count):
 
 @pytest.mark.parametrize(
     ("bad", "error"),
-    [(0, ValueError), (-1, ValueError), (10**30, ValueError)]
+    [(0, ValueError), (-1, ValueError), (1025, ValueError), (10**30, ValueError)]
     + [(bad, TypeError) for bad in (1.0, "2", None, [1], np.float32(2))],
 )
 def test_bad_number_of_threads(restore, bad, error):
