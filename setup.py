@@ -91,7 +91,7 @@ class BuildExtensions(build_ext):
         super().build_extensions()
 
     def takes(self, compiling, linking=()):
-        """Whether the compiler makes a library with these flags, without complaint."""
+        """Whether the compiler, and the linker, take these flags without complaint."""
         if self.compiler.compiler_type == "msvc":  # it knows none, and goes on without
             return not compiling and not linking
         with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,8 @@ class BuildExtensions(build_ext):
             library = os.path.join(folder, "probe.so")
             try:
                 made = self.compiler.compile([path], output_dir=folder, extra_postargs=compiling)
-                self.compiler.link_shared_object(made, library, extra_postargs=linking)
+                if linking:
+                    self.compiler.link_shared_object(made, library, extra_postargs=linking)
             except Exception:
                 return False
         return True
