@@ -1,15 +1,19 @@
 """bench/: what a record is called, and the scripts beside it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from fastrms.bench import machine
 
 BENCH = Path(__file__).parent.parent / "bench"
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_a_record_names_its_commit(tmp_path, monkeypatch):
     def git(*words):
         command = ["git", "-c", "user.name=a", "-c", "user.email=a", "-C", str(tmp_path), *words]
