@@ -213,6 +213,9 @@ PyMODINIT_FUNC PyInit__jax(void) {
     PyObject *module, *targets;
     if (import_fastrms() < 0) return NULL;
     module = PyModule_Create(&definition);
+#ifdef Py_GIL_DISABLED
+    if (module) PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED);
+#endif
     targets = PyDict_New();
     if (!module || !targets || PyModule_AddObjectRef(module, "targets", targets) < 0) goto failed;
     for (int i = 0; i < OPERATIONS; i++) {
