@@ -18,7 +18,7 @@ from fastrms.bench.cases import OPS
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 README = Path(__file__).parent.parent / "README.md"
-RECORD = RESULTS / "intel-xeon-processor-v4.json"
+RECORD = RESULTS / "amd-epyc-v3.json"
 
 
 def section(record, picture, others):
