@@ -291,3 +291,11 @@ def test_unknown_keyword(arrays, refuse, function):
 def test_missing_argument(function):
     with pytest.raises(TypeError, match="argument"):
         getattr(fastrms, function)()
+
+
+@pytest.mark.parametrize(("value", "same"), [(np.True_, True), (1, True), (0, False)])
+def test_accumulate_is_true_or_false(draw, value, same):
+    x, dx = draw(3, 5), draw(3, 5)
+    wanted, _ = fastrms.rms_norm_backward(x, x, dx=dx.copy(), accumulate=same)
+    got, _ = fastrms.rms_norm_backward(x, x, dx=dx.copy(), accumulate=value)
+    assert got.tobytes() == wanted.tobytes()

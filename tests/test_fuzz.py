@@ -189,8 +189,11 @@ def separate(function, copies, numbers):
 
 
 def _exact_norm(results, exact, copies, numbers):
-    bound = FORWARD_ULP if "weight" in copies else FORWARD_ULP_UNWEIGHTED
-    assert ulps(results["out"], exact) <= bound
+    out, bound = results["out"], FORWARD_ULP_UNWEIGHTED
+    if "weight" in copies:  # Inf times an x / rms that float32 has no number for: docs/numerics.md
+        bound, lost = FORWARD_ULP, np.isinf(copies["weight"]) & np.isnan(out)
+        exact = np.where(lost & np.isinf(exact), np.nan, exact)
+    assert ulps(out, exact) <= bound
 
 
 def _exact_backward(results, exact, copies, numbers):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ def test_the_digest_is_of_the_code_alone():
         assert (measured.kernels(changed.get) != measured.present()) == counts, (file, new)
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_a_commit_has_its_own_kernels(tmp_path, monkeypatch):
     """As a record names it, with or without changes; and where git knows nothing."""
     (tmp_path / "src").mkdir()

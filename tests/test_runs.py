@@ -191,3 +191,13 @@ def test_more_axes_than_anyone_has(isa, draw):
     x = every_other[(..., *(None,) * (most - 12))]
     assert x.ndim == most
     assert fastrms.rms_norm(x, out=x.copy()).tobytes() == fastrms.rms_norm(x.copy()).tobytes()
+
+
+def test_axes_go_on_by_a_product_of_stride_and_length(isa, draw):
+    """Strides of 7 and 5 floats, two rows each: 7 is 5 + 2, and not 5 * 2."""
+    x, memory = draw(2, 2, 2), draw(14)
+    stream = np.lib.stride_tricks.as_strided(memory, (2, 2, 2), (28, 20, 4))
+    expected = stream.copy()
+    y = fastrms.add_rms_norm(x, expected)
+    assert fastrms.add_rms_norm(x, stream).tobytes() == y.tobytes()
+    assert stream.tobytes() == expected.tobytes()

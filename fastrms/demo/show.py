@@ -72,7 +72,7 @@ def plot(results, path):
         look = {"color": COLOURS[r["design"]], "ls": styles[r["gain"]], "lw": 2.2, "clip_on": False}
         # Its forward is that of RMSNorm + residual: dots on a line of another colour.
         same = r["design"] == "skip gradient overwritten"
-        dots = {"lw": 0, "marker": "o", "ms": 4.5, "markevery": 1 + layers // 12} if same else {}
+        dots = {"ls": "", "marker": "o", "ms": 4.5, "markevery": 1 + layers // 12} if same else {}
         forward.plot(range(layers + 1), r["rms"], **look | dots)
         gradient = np.array(r["gradient"])
         gradient[gradient == 0] = np.nan  # a logarithmic axis has no place for it
