@@ -317,9 +317,7 @@ def residual_add(x, residual, scale=1.0):
     x_in, stream = as_array(x, "x"), as_array(residual, "residual")
     check_array(x_in, "x")
     check_output(stream, "residual", x_in, "x")
-    job.n = job.size = last_axis(x_in)
-    job.factor32 = NULL
-    job.squares = job.products = NULL
+    clear_job(&job, last_axis(x_in))
     x_rows, stream_rows = input_rows(apart(x_in, stream)), output_rows(stream)
     place(&job, axes, x_rows, None, None, stream_rows, None)
     run(kernels.residual_add, &job, count_rows(x_rows))
@@ -441,8 +439,9 @@ cdef inline void clear_job(Job* job, Py_ssize_t n) noexcept nogil:
     job.stream = job.fetch = False
     job.ahead = job.pass_rows = 1
     job.squares = job.products = NULL
-    job.weight = job.factor32 = NULL
+    job.weight = job.factor32 = job.dx = NULL
     job.factor = NULL
+    job.axes = NULL
 
 
 cdef enum:

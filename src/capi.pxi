@@ -48,8 +48,6 @@ cdef int start_c_job(Job* job, Py_ssize_t rows, Py_ssize_t n, double eps,
     if threads & ~1:
         return FASTRMS_BAD_FLAG
     clear_job(job, n)
-    job.dx = NULL
-    job.axes = NULL
     job.accumulate = False
     job.eps, job.weight_offset = eps, weight_offset
     return FASTRMS_OK

@@ -93,12 +93,11 @@ cdef inline void place(Job* job, Axis* axes, cnp.ndarray x, cnp.ndarray dy, cnp.
                        cnp.ndarray residual, cnp.ndarray dx) noexcept:
     """Where the arrays of a job lie, all of one shape; None for those that it does not have.
 
-    axes (MOST_AXES,) is room for what job.axes is to be.
+    axes (MOST_AXES,) is room for what job.axes, NULL so far, may have to be.
     """
     job.x, job.dy, job.y = data_of(x), data_of(dy), data_of(y)
     job.residual, job.dx = data_of(residual), data_of(dx)
     job.x_stride = job.dy_stride = job.y_stride = job.residual_stride = job.dx_stride = job.n
-    job.axes = NULL
     if not (is_straight(x) and is_straight(dy) and is_straight(y) and is_straight(residual)
             and is_straight(dx)):
         merge_axes(job, axes, x, dy, y, residual, dx)
