@@ -28,13 +28,6 @@
 #define VEC 1
 #endif
 
-/* A kernel's inline functions are written for constants of their callers (the path, the way), on
- * which no loop may be left to decide: to GCC `inline` is a hint, and some of them it did leave. */
-#ifdef __GNUC__
-#undef CYTHON_INLINE
-#define CYTHON_INLINE inline __attribute__((always_inline))
-#endif
-
 #if VEC > 1
 #define WIDE (VEC / 2)
 typedef float vec __attribute__((vector_size(VEC * 4)));

@@ -39,3 +39,5 @@ if __name__ == "__main__":
         for rows in ROWS:
             for kernel, call in calls(rows, n).items():
                 count(counter, call, f"{kernel}, {n}, {rows}".encode())
+    for kernel, call in calls(1, 64).items():
+        count(counter, call, f"{kernel}, 64, 1".encode())

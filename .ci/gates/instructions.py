@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Instructions a row, counted by callgrind: no clock, so that a loop which became scalar fails on
-any machine. Each kernel, by gcc and by clang, for the instruction sets that valgrind knows (no
-AVX-512), against instructions.txt.
+"""Instructions a row and a call, counted by callgrind: no clock, so that a loop which became scalar
+or a check that costs fails on any machine. Each kernel, by gcc and by clang, for the instruction
+sets that valgrind knows (no AVX-512), and what the door takes for 1 x 64, against instructions.txt.
 
     .ci/gates/instructions.py            compare with it: at most 10 % more
     .ci/gates/instructions.py --write    write it anew
@@ -19,7 +19,8 @@ from counted_calls import LENGTHS, ROWS
 GATES = Path(__file__).resolve().parent
 TABLE = GATES / "instructions.txt"
 HEAD = (
-    "# Instructions a row, by row length. `.ci/gates/instructions.py --write` makes this table.\n"
+    "# Instructions a row, by row length, and those of the door in a call.\n"
+    "# `.ci/gates/instructions.py --write` makes this table.\n"
 )
 COMPILERS, ISAS = ("gcc", "clang"), ("baseline", "v3")
 # Counts are equal from run to run; another release of a compiler may differ a little.
@@ -58,21 +59,41 @@ def measure(scratch, compiler, isa):
         FASTRMS_ISA=isa,
         FASTRMS_NUM_THREADS="1",
     )
-    totals = {}
+    totals, door = {}, {}
     for path in out.glob("count.*"):
-        found = re.search(
-            r"Client Request: (.+), (\d+), (\d+)\n.*\ntotals: (\d+)", path.read_text(), re.S
-        )
+        text = path.read_text()
+        found = re.search(r"Client Request: (.+), (\d+), (\d+)\n.*\ntotals: (\d+)", text, re.S)
         if found:
             totals[found[1], int(found[2]), int(found[3])] = int(found[4])
+            door[found[1], int(found[3])] = within(text, "_core.")
     few, many = ROWS
     return {
         kernel: [
-            round((totals[kernel, n, many] - totals[kernel, n, few]) / (many - few))
-            for n in LENGTHS
+            *(
+                round((totals[kernel, n, many] - totals[kernel, n, few]) / (many - few))
+                for n in LENGTHS
+            ),
+            door[kernel, 1],
         ]
         for kernel in ("forward", "add + norm", "backward", "residual add")
     }
+
+
+def within(text, library):
+    """Return the instructions of callgrind's file that ran in a library, not in what it called."""
+    names, inside, called, total = {}, False, False, 0
+    for line in text.splitlines():
+        found = re.match(r"(c?ob)=(\(\d+\))(?: (.+))?", line)
+        if found:
+            names.setdefault(found[2], found[3])
+            if found[1] == "ob":
+                inside = library in names[found[2]]
+        elif line.startswith("calls="):
+            called = True  # the next line is what the callee took
+        elif re.match(r"[+*\d-]", line):
+            total += int(line.split()[1]) if inside and not called else 0
+            called = False
+    return total
 
 
 def line(*cells):
@@ -82,7 +103,7 @@ def line(*cells):
 
 def read():
     """Return {(compiler, isa, kernel): counts}."""
-    rows = [re.split(r"  +", text) for text in TABLE.read_text().splitlines()[2:]]
+    rows = [re.split(r"  +", text) for text in TABLE.read_text().splitlines()[3:]]
     return {tuple(row[:3]): [int(cell) for cell in row[3:]] for row in rows}
 
 
@@ -96,7 +117,8 @@ def main():
             for isa in ISAS
             for kernel, counts in measure(scratch, compiler, isa).items()
         }
-    table = [line("compiler", "isa", "kernel", *LENGTHS)]
+    columns = (*LENGTHS, "a call")
+    table = [line("compiler", "isa", "kernel", *columns)]
     table += [line(*key, *counts) for key, counts in found.items()]
     print(*table, sep="\n")
     if sys.argv[1:] == ["--write"]:
@@ -104,9 +126,9 @@ def main():
         return 0
     limits = read()
     worse = [
-        f"{', '.join(key)}, rows of {n}: {count} instructions a row, {limit} in {TABLE.name}"
+        f"{', '.join(key)}, {column}: {count} instructions, {limit} in {TABLE.name}"
         for key, counts in found.items()
-        for n, count, limit in zip(LENGTHS, counts, limits[key], strict=True)
+        for column, count, limit in zip(columns, counts, limits[key], strict=True)
         if count > MOST * limit
     ]
     print(*worse, sep="\n")
