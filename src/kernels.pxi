@@ -37,6 +37,7 @@ cdef extern from "simd.h" nogil:
     wide widen(const float* source)
     wide widen_half(vec value, int number)
     void narrow(float* target, wide value)
+    vec narrow_both(wide first, wide second)
     vec load_part(const float* source, long count)
     void store_part(float* target, vec value, long count)
     wide widen_part(const float* source, long count)

@@ -12,13 +12,22 @@ cdef float LOWER = 2.0 ** -63
 # times LIFT.
 cdef double SMALL_INV = 2.0 ** -126
 cdef double LARGE_INV = 2.0 ** 64
+# A sum of weight and weight_offset that cancels is 0 or 2**-53 of the offset, and divided by rms a
+# normal float32: of offsets from 2**-8 on, and of rows with 1 / rms from here on.
+cdef double SMALL_OFFSET = 2.0 ** -8
+cdef double SMALL_INV_OFFSET = 2.0 ** -64
+
+cdef enum:
+    MOST_KEPT = 1024    # sums, in 8 KiB of level 1
 
 
 cdef enum Path:
     UNWEIGHTED
     PLAIN       # every |weight| is at most 2
     LIFTED      # at most 2**44: with LIFT and LOWER
-    BY_FLOAT64  # larger; or there is a weight_offset
+    OFFSET      # at most 2**44, as weight_offset is: times (weight_offset + weight) / rms
+    KEPT        # the same, from sums that `keep` left
+    BY_FLOAT64  # larger, or a tiny weight_offset
 
 
 cdef enum Way:
@@ -46,8 +55,6 @@ cdef Path choose_path(const float* weight, double weight_offset, Py_ssize_t n) n
     cdef float highest
     if weight == NULL:
         return UNWEIGHTED
-    if weight_offset != 0:
-        return BY_FLOAT64
     for k in range(4):
         most[k] = splat(0)
     while i + 4 * VEC <= n:
@@ -65,118 +72,162 @@ cdef Path choose_path(const float* weight, double weight_offset, Py_ssize_t n) n
         for i in range(n):
             if highest < fabs(weight[i]) < INFINITY:
                 highest = <float>fabs(weight[i])
+    if weight_offset != 0:
+        if highest <= LIFTED_WEIGHT and SMALL_OFFSET <= fabs(weight_offset) <= LIFTED_WEIGHT:
+            return OFFSET
+        return BY_FLOAT64
     if highest <= PLAIN_WEIGHT:
         return PLAIN
     return LIFTED if highest <= LIFTED_WEIGHT else BY_FLOAT64
 
 
-cdef inline vec scaled(vec x, vec weight, vec inv_rms, Path path) noexcept nogil:
-    """y in float32: 1 u for inv_rms, 1 u a product. LIFT and LOWER change no bits."""
-    if path == UNWEIGHTED:
-        return x * inv_rms
-    if path == LIFTED:
-        return x * inv_rms * weight * splat(LOWER)
-    return x * inv_rms * weight
+cdef Path keep(double* sums, const Job* job, Py_ssize_t rows) noexcept nogil:
+    """choose_path for so many rows. sums (MOST_KEPT,) OUT: of weights and offset, if it is KEPT."""
+    cdef Py_ssize_t i = 0
+    cdef Path path = choose_path(job.weight, job.weight_offset, job.n)
+    if path != OFFSET or rows < 4 or job.n > MOST_KEPT:
+        return path
+    while i < job.n:
+        store_wide(sums + i, splat_wide(job.weight_offset) + take(job.weight + i, job.n - i))
+        i += WIDE
+    return KEPT
 
 
-cdef inline void scale_few(float* y, const float* x, const float* weight, float inv_rms,
-                           Py_ssize_t n, Path path, bint accumulate) noexcept nogil:
-    """y = x * inv_rms * weight for the floats before and after whole vectors or lines.
+cdef struct Scale:      # what the elements of a row are multiplied by
+    float inv_rms       # times LIFT if LIFTED
+    const float* weight
+    double inv_rms64    # and offset, of OFFSET
+    double offset
+    const double* sums  # KEPT
 
-    y (n,) OUT, or IN-OUT to accumulate; x (n,) IN; weight (n,) IN unless UNWEIGHTED.
+
+cdef inline wide sum_at(const Scale* by, Py_ssize_t i, Py_ssize_t count, Path path) noexcept nogil:
+    """weight_offset + weight for WIDE elements, of which count are in the row."""
+    if count <= 0:
+        return splat_wide(0)
+    if path == KEPT:
+        return load_wide(by.sums + i)
+    return splat_wide(by.offset) + take(by.weight + i, count)
+
+
+cdef inline vec scaled(vec x, const Scale* by, Py_ssize_t i, Py_ssize_t count,
+                       Path path) noexcept nogil:
+    """y of at most VEC elements: 1 u for inv_rms, 1 u a product. LIFT and LOWER change no bits.
+
+    With an offset: 1 u for the factor, which is rounded once, and 1 u for the product.
     """
-    cdef Py_ssize_t i = 0, count
-    cdef vec value, factor = splat(0)
-    while i < n:
-        count = min(<Py_ssize_t>VEC, n - i)
-        if path != UNWEIGHTED:
-            factor = take_vec(weight + i, count)
-        value = scaled(take_vec(x + i, count), factor, splat(inv_rms), path)
-        if accumulate:
-            value = take_vec(y + i, count) + value
+    cdef wide inv = splat_wide(by.inv_rms64)
+    if path == UNWEIGHTED:
+        return x * splat(by.inv_rms)
+    if path == OFFSET or path == KEPT:
+        return x * narrow_both(sum_at(by, i, count, path) * inv,
+                               sum_at(by, i + WIDE, count - WIDE, path) * inv)
+    if path == LIFTED:
+        return x * splat(by.inv_rms) * take_vec(by.weight + i, count) * splat(LOWER)
+    return x * splat(by.inv_rms) * take_vec(by.weight + i, count)
+
+
+cdef inline void scale_vec(float* y, const float* x, const float* ahead, const Scale* by,
+                           Py_ssize_t i, Py_ssize_t count, Path path, Way way) noexcept nogil:
+    """At most VEC elements of scale_row, from i on."""
+    cdef vec value = scaled(take_vec(x + i, count), by, i, count, path)
+    if way == STREAM:
+        stream(y + i, value)
+        prefetch(ahead + i)
+    elif way == ACCUMULATE:
+        put_vec(y + i, take_vec(y + i, count) + value, count)
+    else:
         put_vec(y + i, value, count)
+    if way == FETCH:
+        prefetch_write(y + i + DISTANCE)
+
+
+cdef inline void scale_few(float* y, const float* x, const Scale* by, Py_ssize_t i, Py_ssize_t end,
+                           Path path, bint accumulate) noexcept nogil:
+    """scale_row for the floats before and after whole vectors or lines."""
+    while i < end:
+        scale_vec(y, x, x, by, i, min(<Py_ssize_t>VEC, end - i), path,
+                  ACCUMULATE if accumulate else STORE)
         i += VEC
 
 
-cdef inline void scale_row(float* y, const float* x, const float* weight, float inv_rms,
-                           Py_ssize_t n, const float* ahead, Path path, Way way) noexcept nogil:
-    """y = x * inv_rms * weight. y (n,) OUT, or IN-OUT to ACCUMULATE; x, ahead (n,) IN:
-    ahead is what to prefetch to STREAM.
+cdef inline void scale_row(float* y, const float* x, const Scale* by, Py_ssize_t n,
+                           const float* ahead, Path path, Way way) noexcept nogil:
+    """y = x times its factor. y (n,) OUT, or IN-OUT to ACCUMULATE; x, ahead (n,) IN: ahead is what
+    to prefetch to STREAM.
 
     The first floats go alone if that puts y on cache lines: NumPy's large arrays start 16 bytes
     past one, and stores (mostly loads too) that straddle two lines cost 1.2 to 1.5 times in cache,
     on an Intel Xeon with AVX-512.
     """
-    cdef Py_ssize_t i = 0, end
-    cdef vec value, inv = splat(inv_rms), factor = splat(0)
+    cdef Py_ssize_t i = 0, k, end
     if n >= 256 or way == STREAM:
         i = min(<Py_ssize_t>floats_to_line(y), n)
-        scale_few(y, x, weight, inv_rms, i, path, way == ACCUMULATE)
-    end = i + (n - i) // LINE * LINE if way == STREAM else n - VEC + 1
-    while i < end:
-        if path != UNWEIGHTED:
-            factor = load(weight + i)
-        value = scaled(load(x + i), factor, inv, path)
-        if way == STREAM:
-            stream(y + i, value)
-            prefetch(ahead + i)
-        elif way == ACCUMULATE:
-            store(y + i, load(y + i) + value)
-        else:
-            store(y + i, value)
-        if way == FETCH:
-            prefetch_write(y + i + DISTANCE)
+        scale_few(y, x, by, 0, i, path, way == ACCUMULATE)
+    end = i + (n - i) // LINE * LINE if way == STREAM else n
+    while i + LANES <= end:
+        for k in range(LANES // VEC):
+            scale_vec(y, x, ahead, by, i, VEC, path, way)
+            i += VEC
+    while i + VEC <= end:
+        scale_vec(y, x, ahead, by, i, VEC, path, way)
         i += VEC
-    if i < n:
-        scale_few(y + i, x + i, at(weight, i), inv_rms, n - i, path, way == ACCUMULATE)
+    scale_few(y, x, by, i, n, path, way == ACCUMULATE)
 
 
 cdef inline void scale_by(float* y, const float* x, Py_ssize_t x_stride, const double* inv_rms,
-                          const float* ahead, Py_ssize_t rows, const Job* job, Path path,
-                          Way way) noexcept nogil:
+                          const double* sums, const float* ahead, Py_ssize_t rows, const Job* job,
+                          Path path, Way way) noexcept nogil:
     """scale_row for the rows of a pass, those that float32 holds; the others in float64."""
     cdef Py_ssize_t row
+    cdef Scale by
+    cdef double least = SMALL_INV_OFFSET if path == OFFSET or path == KEPT else SMALL_INV
+    by.weight, by.offset, by.sums = job.weight, job.weight_offset, sums
     for row in range(rows):
-        if not SMALL_INV <= inv_rms[row] <= LARGE_INV:
-            scale_wide(y, x, inv_rms[row], job, way == ACCUMULATE)
-        elif path == LIFTED:
-            scale_row(y, x, job.weight, <float>inv_rms[row] * LIFT, job.n, ahead, path, way)
+        if least <= inv_rms[row] <= LARGE_INV:
+            by.inv_rms64 = inv_rms[row]
+            by.inv_rms = <float>inv_rms[row] * LIFT if path == LIFTED else <float>inv_rms[row]
+            scale_row(y, x, &by, job.n, ahead, path, way)
         else:
-            scale_row(y, x, job.weight, <float>inv_rms[row], job.n, ahead, path, way)
+            scale_wide(y, x, inv_rms[row], job, way == ACCUMULATE)
         y += job.y_stride
         x += x_stride
         ahead += job.x_stride
 
 
 cdef inline void scale_path(float* y, const float* x, Py_ssize_t x_stride, const double* inv_rms,
-                            const float* ahead, Py_ssize_t rows, const Job* job, Path path,
-                            Way way) noexcept nogil:
+                            const double* sums, const float* ahead, Py_ssize_t rows, const Job* job,
+                            Path path, Way way) noexcept nogil:
     """scale_by, compiled for each way."""
     if way == STORE:
-        scale_by(y, x, x_stride, inv_rms, ahead, rows, job, path, STORE)
+        scale_by(y, x, x_stride, inv_rms, sums, ahead, rows, job, path, STORE)
     elif way == FETCH:
-        scale_by(y, x, x_stride, inv_rms, ahead, rows, job, path, FETCH)
+        scale_by(y, x, x_stride, inv_rms, sums, ahead, rows, job, path, FETCH)
     elif way == STREAM:
-        scale_by(y, x, x_stride, inv_rms, ahead, rows, job, path, STREAM)
+        scale_by(y, x, x_stride, inv_rms, sums, ahead, rows, job, path, STREAM)
     else:
-        scale_by(y, x, x_stride, inv_rms, ahead, rows, job, path, ACCUMULATE)
+        scale_by(y, x, x_stride, inv_rms, sums, ahead, rows, job, path, ACCUMULATE)
 
 
 cdef void scale_rows(float* y, const float* x, Py_ssize_t x_stride, const double* inv_rms,
-                     const float* ahead, Py_ssize_t rows, const Job* job, Path path,
-                     Way way) noexcept nogil:
+                     const double* sums, const float* ahead, Py_ssize_t rows, const Job* job,
+                     Path path, Way way) noexcept nogil:
     """y = x / rms * (weight_offset + weight) for the rows of a pass.
 
-    y (rows, n) OUT, or IN-OUT to ACCUMULATE; x (rows, n), inv_rms (rows,) IN; ahead (rows, n) is
-    prefetched meanwhile to STREAM.
+    y (rows, n) OUT, or IN-OUT to ACCUMULATE; x (rows, n), inv_rms (rows,) IN; sums (n,) IN if KEPT;
+    ahead (rows, n) is prefetched meanwhile to STREAM.
     """
     cdef Py_ssize_t row
     if path == PLAIN:
-        scale_path(y, x, x_stride, inv_rms, ahead, rows, job, PLAIN, way)
+        scale_path(y, x, x_stride, inv_rms, sums, ahead, rows, job, PLAIN, way)
     elif path == UNWEIGHTED:
-        scale_path(y, x, x_stride, inv_rms, ahead, rows, job, UNWEIGHTED, way)
+        scale_path(y, x, x_stride, inv_rms, sums, ahead, rows, job, UNWEIGHTED, way)
     elif path == LIFTED:
-        scale_path(y, x, x_stride, inv_rms, ahead, rows, job, LIFTED, way)
+        scale_path(y, x, x_stride, inv_rms, sums, ahead, rows, job, LIFTED, way)
+    elif path == OFFSET:
+        scale_path(y, x, x_stride, inv_rms, sums, ahead, rows, job, OFFSET, way)
+    elif path == KEPT:
+        scale_path(y, x, x_stride, inv_rms, sums, ahead, rows, job, KEPT, way)
     else:
         for row in range(rows):
             scale_wide(y + row * job.y_stride, x + row * x_stride, inv_rms[row], job,

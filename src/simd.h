@@ -103,6 +103,24 @@ static inline void narrow(float *to, wide value) {
 #endif
 }
 
+/* Twice as many doubles rounded to a vec; of a vec of one float only the first. */
+static inline vec narrow_both(wide first, wide second) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_castpd_ps(_mm512_insertf64x4(
+        _mm512_castps_pd(_mm512_castps256_ps512(_mm512_cvtpd_ps((__m512d)first))),
+        _mm256_castps_pd(_mm512_cvtpd_ps((__m512d)second)), 1));
+#elif defined(__AVX__)
+    return (vec)_mm256_set_m128(_mm256_cvtpd_ps((__m256d)second), _mm256_cvtpd_ps((__m256d)first));
+#elif defined(__SSE2__)
+    return (vec)_mm_movelh_ps(_mm_cvtpd_ps((__m128d)first), _mm_cvtpd_ps((__m128d)second));
+#else
+    float values[2 * WIDE];
+    narrow(values, first);
+    narrow(values + WIDE, second);
+    return load(values);
+#endif
+}
+
 /* The first `count` < VEC floats; zeros stand for the others, whose memory is not touched. */
 static inline vec load_part(const float *from, long count) {
 #if defined(__AVX512F__)
@@ -238,7 +256,13 @@ static inline vec absolute(vec value) {
 }
 
 static inline vec larger(vec a, vec b) {
-#if VEC > 1
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+    return (vec)_mm_max_ps((__m128)a, (__m128)b);
+#elif VEC > 1
     const vec_bits first = a > b;
     return (vec)(((vec_bits)a & first) | ((vec_bits)b & ~first));
 #else
