@@ -56,21 +56,25 @@ cdef inline vec gradient(vec* terms, vec dy, vec x, vec factor, vec inv_rms, vec
 cdef void gradient_few(float* terms, const Row* row, Py_ssize_t i, Py_ssize_t last, const Job* job,
                        Terms kind) noexcept nogil:
     """Phase two in float32 for the floats [i, last) before and after whole vectors or lines."""
-    cdef vec sum = splat(0), factor = splat(0), value
-    cdef Py_ssize_t count
+    cdef vec sum, factor = splat(0), value
+    cdef float[VEC] products
+    cdef Py_ssize_t count, k
     while i < last:
         count = min(<Py_ssize_t>VEC, last - i)
+        sum = splat(0)
         if kind != DROP:
             factor = take_vec(job.factor32 + i, count)
-        if kind == GROUP:
-            sum = take_vec(terms + i, count)
         value = gradient(&sum, take_vec(row.dy + i, count), take_vec(row.x + i, count), factor,
                          splat(row.inv32), splat(row.slope), kind)
         if job.accumulate:
             value = take_vec(row.dx + i, count) + value
         put_vec(row.dx + i, value, count)
-        if kind != DROP:
+        if kind == ONLY:
             put_vec(terms + i, sum, count)
+        elif kind == GROUP:     # one by one: a vector of what was just stored in parts would wait
+            store(products, sum)
+            for k in range(count):
+                terms[i + k] = terms[i + k] + products[k]
         i += count
 
 

@@ -110,7 +110,7 @@ cdef void sum_rows(RowSums* sums, const float* dy, const float* x, Py_ssize_t ro
         sum_by(sums, dy, x, rows, job, WEIGHT)
 
 
-cdef double dx_peak(const Row* row, Py_ssize_t n, const Job* job) noexcept nogil:
+cdef inline double dx_peak(const Row* row, Py_ssize_t n, const Job* job) noexcept nogil:
     """The largest |dx| of a row's first n floats, as phase two computes it."""
     cdef vec g, most = splat(0)
     cdef vec inv_rms = splat(row.inv32), slope = splat(row.slope)
@@ -148,7 +148,7 @@ cdef inline bint is_tame(const Row* row, const RowSums* sums, const Job* job) no
         return False
     if not sums.dy_peak * row.inv_rms * row.inv_rms <= LARGE_SQUARE:
         return False
-    d = dx_peak(row, min(<Py_ssize_t>16, job.n), job)
+    d = dx_peak(row, 16, job) if job.n >= 16 else dx_peak(row, job.n, job)
     if SMALL_DX <= d <= LARGE_DX and sums.squares * slope * slope <= 16 * d * d:
         return True
     d = dx_peak(row, job.n, job)
