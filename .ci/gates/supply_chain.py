@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """What is delivered: the sdist is whole, the wheel can be reproduced, hardened, installed offline.
 
-Needs the package `build`; the C tools are binutils'.
+Needs the packages `build` and `trove-classifiers`; the C tools are binutils'.
 """
 
+import email
 import hashlib
 import os
 import re
@@ -38,6 +39,7 @@ def main():
         assert digests[0] == digests[1], digests
         print(f"two builds of the wheel in two folders: sha256 {digests[0]}")
         inspect_wheel(first)
+        inspect_classifiers(first)
         install_offline(first, folder / "offline")
         refuse_older(first)
 
@@ -103,6 +105,20 @@ def inspect_extension(file):
     starts = re.search(r"\bor\w*\s+\$0x8040,", assembly)
     assert not starts, f"{file.name} has fast-math's start-up code"
     return needed
+
+
+def inspect_classifiers(path):
+    """An index takes them, and the Pythons are those that gate `pythons` knows."""
+    from trove_classifiers import classifiers  # gates that import this one do without
+
+    with zipfile.ZipFile(path) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        said = email.message_from_bytes(wheel.read(name)).get_all("Classifier")
+    assert set(said) <= classifiers, f"no classifier: {sorted(set(said) - classifiers)}"
+    versions = re.findall(r"^Programming Language :: Python :: (3\.\d+)$", "\n".join(said), re.M)
+    tested = re.findall(r"\[(3\.\d+)\]=", Path(".ci/gates/pythons").read_text("utf-8"))
+    assert versions == tested, f"classifiers for {versions}, tests on {tested}"
+    print(f"{len(said)} classifiers; CPython {', '.join(versions)}")
 
 
 def install_offline(wheel, folder):
