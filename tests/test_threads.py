@@ -169,8 +169,12 @@ def _workers_take_part(call):
         return time.process_time() - time.thread_time() - before
 
     # Some 20 calls of 1 ms; a worker that only looks for work takes 0.02 ms of each. A machine that
-    # has other things to do gets more tries.
-    return any(time_of_others() > 0.004 for _ in range(50))
+    # has other things to do gets more tries: a worker may wait for a CPU for seconds.
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        if time_of_others() > 0.004:
+            return True
+    return False
 
 
 # Processes and threads of the caller.
