@@ -11,8 +11,9 @@ cdef extern from "pool.h" nogil:
 
 cdef extern from *:
     """
-    /* Static, or each thread allocates it at its first call, and ld.so is one library more. */
-    #ifdef __ELF__
+    /* Static, or each thread allocates it at its first call, and ld.so is one library more. musl
+       loads no extension that has such memory. */
+    #ifdef __GLIBC__
     __attribute__((tls_model("initial-exec")))
     #endif
     static _Thread_local int thread_limit = 1024;
