@@ -39,6 +39,8 @@ ISA_FLAGS = {"baseline": [], "v3": V3, "v4": V4}
 LINKING = ["-Wl,-z,relro,-z,now", *([] if EXTRA else ["-Wl,-s"])]
 # Windows aligns a stack to 16 bytes, and GCC moves vectors there as if to 32 or 64 (its bug 54412).
 MINGW = ["-Wa,-muse-unaligned-vector-move"]
+# Where Windows has WaitOnAddress: mingw-w64's name for it, and zig's.
+WAITING = ["-lsynchronization", "-lapi-ms-win-core-synch-l1-2-0"]
 # The C interface: what others compile against, and the door too.
 CALLERS = ["fastrms/__init__.pxd", "fastrms/include/fastrms.h"]
 
@@ -63,28 +65,36 @@ def extensions():
 class BuildExtensions(build_ext):
     """Give each extension its flags, as far as this compiler takes them."""
 
+    def initialize_options(self):
+        super().initialize_options()
+        if os.name == "nt" and "CC" in os.environ:  # which setuptools reads for this compiler alone
+            self.compiler = "mingw32"
+
     def build_extensions(self):
         # Python's own flags may hold a path of this machine (pyenv's do), where no library is to
-        # be looked for.
-        linker = getattr(self.compiler, "linker_so", [])
-        self.compiler.linker_so = [flag for flag in linker if "-rpath" not in flag]
+        # be looked for. setuptools' for Windows have the compiler link, of which clang complains.
+        for tool, unwanted in (("linker_so", "-rpath"), ("compiler_so", "-shared")):
+            flags = getattr(self.compiler, tool, [])
+            setattr(self.compiler, tool, [flag for flag in flags if unwanted not in flag])
         windows = self.get_ext_filename("").endswith(".pyd")  # to be run there, not compiled
         common = [*COMMON, *(MINGW if windows else [])]
         common = [flag for flag in common if self.takes([flag])]
         linking = [*LINKING, *(["-static-libgcc"] if windows else [])]
         linking = [flag for flag in linking if self.takes([], [flag])]
-        threads = ["-lsynchronization" if windows else "-pthread"]
+        threads = WAITING if windows else ["-pthread"]
         kept = []
         for ext in self.extensions:
             isa = re.sub("fastrms._(kernels_)?", "", ext.name)
             if not self.takes(ISA_FLAGS.get(isa, [])):
                 continue
-            if isa == "core" and self.takes([], threads):
-                ext.extra_link_args += threads
+            if isa == "core":
+                ext.extra_link_args += [flag for flag in threads if self.takes([], [flag])]
             flags = [*common, *ISA_FLAGS.get(isa, []), *EXTRA]
             ext.extra_compile_args += flags
             ext.extra_link_args += [*linking, *EXTRA]
             ext.define_macros.append(("FASTRMS_FLAGS", f'"{" ".join(flags)}"'))
+            if windows:  # before 3.14 Python's headers ask MSVC alone how wide a pointer is
+                ext.define_macros.append(("MS_WIN64", ""))
             kept.append(ext)
         self.extensions[:] = kept
         self.force = True  # setuptools compares dates, and the flags may be others

@@ -6,7 +6,6 @@
 #include <stdio.h>
 
 #define MS_WIN32
-#define MS_WIN64
 #define MS_WINDOWS
 #define NT_THREADS
 #define WITH_THREAD
@@ -19,9 +18,11 @@
 #define SIZEOF_LONG 4
 #define SIZEOF_FLOAT 4
 #define SIZEOF_LONG_LONG 8
+#ifdef MS_WIN64 /* before 3.14 MSVC has it from here, others from setup.py */
 #define SIZEOF_SIZE_T 8
 #define SIZEOF_VOID_P 8
 #define SIZEOF_TIME_T 8
+#endif
 #define SIZEOF_DOUBLE 8
 
 #define WITH_DOC_STRINGS 1
