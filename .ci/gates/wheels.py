@@ -125,9 +125,10 @@ def names(wheel):
 def install(wheel, folder, to):
     """Golden bits and, where NumPy can draw numbers, bounds: on that platform's libc alone."""
     site, libc = folder / "site", folder / "libc"
-    alone = ("--target", site, "--no-deps", "--only-binary", ":all:")
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--target", site, "--no-deps")
     platforms = [part for name in to.platforms for part in ("--platform", name)]
-    run(BIN / "pip", "install", "--quiet", *alone, *platforms, wheel, "numpy", "freeze-core==0.8.1")
+    platforms += ["--only-binary", ":all:"]
+    run(*pip, *platforms, wheel, "numpy", "freeze-core==0.8.1")
     architecture = {"x86_64": "amd64", "aarch64": "arm64"}[to.machine]
     release, *packages = to.debian
     run(CHECKOUT / ".ci" / "unpack", release, architecture, libc, *packages)
