@@ -13,6 +13,7 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_WarnEx
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.version cimport PY_VERSION_HEX
 from libc.stdint cimport INT64_MIN, int64_t
 from libc.stdlib cimport llabs
 from libc.string cimport memset

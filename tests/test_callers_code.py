@@ -3,7 +3,9 @@
 Such a call must do what it would have done with the arrays as that code left them.
 """
 
+import gc
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -166,3 +168,21 @@ def test_plain_arrays_run_no_python_code(arrays, function):
     finally:
         sys.setprofile(None)
     assert not [name for event, name in frames if event == "call"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="a call has to turn it off there")
+def test_the_garbage_collector_is_left_on(draw):
+    """Were it off for the time of a call, another thread's gc.disable() could come to nothing."""
+    lanes = draw(64, 2, N)  # outputs between the rows of inputs, as above
+    done = threading.Event()
+
+    def calls():
+        while not done.is_set():
+            fastrms.rms_norm(lanes[:, 0], out=lanes[:, 1])
+
+    caller = threading.Thread(target=calls)
+    caller.start()
+    seen = {gc.isenabled() for _ in range(100_000)}
+    done.set()
+    caller.join()
+    assert seen == {True}
