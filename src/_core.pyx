@@ -13,7 +13,6 @@ from cpython.exc cimport PyErr_CheckSignals, PyErr_WarnEx
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from cpython.version cimport PY_VERSION_HEX
 from libc.stdint cimport INT64_MIN, int64_t
 from libc.stdlib cimport llabs
 from libc.string cimport memset
@@ -22,8 +21,19 @@ from kernels cimport Axis, Job, Table, rows_kernel
 
 cdef extern from "Python.h":
     double PyFloat_AsDouble(object) except *
-    bint PyGC_Disable()
     bint PyGC_Enable()
+
+cdef extern from *:
+    """
+    /* From 3.12 on garbage waits for Python code. To turn the collector off and on again would then
+     * only undo what another thread does to it. */
+    #if PY_VERSION_HEX >= 0x030c0000
+    #define stop_collector() 0
+    #else
+    #define stop_collector PyGC_Disable
+    #endif
+    """
+    bint stop_collector()
 
 cdef extern from "numpy/arrayobject.h":
     bint PyArray_CheckExact(object)

@@ -214,13 +214,11 @@ cdef object shares_memory = np.shares_memory._implementation
 
 cdef bint share_elements(cnp.ndarray a, cnp.ndarray b) except -1:
     """NumPy's exact answer. Up to Python 3.11 the tuple of its arguments might be what sets off a
-    collection of garbage, and with that a finalizer. Later that waits for Python code, and to turn
-    the collector off here would undo what another thread does to it."""
-    cdef bint collects = False
+    collection of garbage, and with that a finalizer."""
+    cdef bint collects
     if cnp.PyArray_SIZE(a) == 0 or cnp.PyArray_SIZE(b) == 0:
         return False
-    if PY_VERSION_HEX < 0x030c0000:
-        collects = PyGC_Disable()
+    collects = stop_collector()
     try:
         return shares_memory(a, b)
     finally:
