@@ -244,8 +244,10 @@ def test_gil_is_released(no_forced_switch, restore, arrays, function):
     try:
         call = getattr(fastrms, function)
         before = ticks[0]
-        for _ in range(5):
+        for _ in range(50):  # a machine that has other things to do gets more tries
             call(**arguments)
+            if ticks[0] > before:
+                break
         after = ticks[0]
     finally:
         done.set()

@@ -5,10 +5,11 @@
 #include <Python.h>
 #include <dlfcn.h>
 
+#define PATH(first) "import sys, os, runpy; sys.flags.safe_path or sys.path.insert(0, " first "); "
 static const char *const RUN[] = {
-    "exec(compile(_given, '<string>', 'exec'))",
-    "__import__('runpy')._run_module_as_main(_given)",
-    "__import__('runpy').run_path(_given, run_name='__main__')",
+    PATH("''") "exec(compile(_given, '<string>', 'exec'))",
+    PATH("os.getcwd()") "runpy._run_module_as_main(_given)",
+    PATH("os.path.dirname(_given)") "runpy.run_path(_given, run_name='__main__')",
 };
 
 static int python(int argc, char **argv, char **environment) {
