@@ -203,7 +203,13 @@ static PyObject *norm(PyObject *self, PyObject *arguments) {
 static PyMethodDef methods[] = {{"norm", norm, METH_NOARGS, NULL}, {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, .m_name = "c_module", .m_size = -1, .m_methods = methods};
-PyMODINIT_FUNC PyInit_c_module(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit_c_module(void) {
+    PyObject *made = PyModule_Create(&module);
+#ifdef Py_GIL_DISABLED /* or the GIL would come on for all tests that follow */
+    if (made) PyUnstable_Module_SetGIL(made, Py_MOD_GIL_NOT_USED);
+#endif
+    return made;
+}
 """
 
 
