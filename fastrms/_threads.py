@@ -9,28 +9,27 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from . import _core
+from ._core import MOST_THREADS
 from ._version import __version__
-
-MOST = 1024
 
 
 def default(environ=os.environ):
     """Return how many threads to use, and what says so."""
     own = environ.get("FASTRMS_NUM_THREADS")
     if own:
-        if not 1 <= _number(own) <= MOST:
-            raise ImportError(f"FASTRMS_NUM_THREADS must be 1 to {MOST}, got {own!r}")
+        if not 1 <= _number(own) <= MOST_THREADS:
+            raise ImportError(f"FASTRMS_NUM_THREADS must be 1 to {MOST_THREADS}, got {own!r}")
         return _number(own), "FASTRMS_NUM_THREADS"
     if not _core.build_info()["pool"]:
         return 1, "a build without threads"
     # OpenMP reads "4,2" as 4 threads of 2 each, and ignores nonsense.
     openmp = _number(environ.get("OMP_NUM_THREADS", "").partition(",")[0])
     if openmp >= 1:
-        return min(openmp, MOST), "OMP_NUM_THREADS"
+        return min(openmp, MOST_THREADS), "OMP_NUM_THREADS"
     cpus, quota = _cpus(), cgroup_quota()
     if quota < cpus:
         return math.ceil(quota), f"a cgroup's quota of {quota:g} CPUs"
-    return min(cpus, MOST), "the CPUs of this process"
+    return min(cpus, MOST_THREADS), "the CPUs of this process"
 
 
 def _number(text):
@@ -76,7 +75,7 @@ def register(threadpoolctl):
             return self.dynlib.fastrms_num_threads()
 
         def set_num_threads(self, num_threads):
-            _core.set_num_threads(min(max(num_threads, 1), MOST))
+            _core.set_num_threads(min(max(num_threads, 1), MOST_THREADS))
 
         def get_version(self):
             return __version__

@@ -14,13 +14,14 @@
 /* Item number `item` of a call, from any thread. */
 typedef void (*pool_item)(const void *call, long item);
 
+#define POOL_MOST 1024  /* threads */
+
 #include "system.h"
 #if POOL_EXISTS
 #ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
-#define POOL_MOST 1024  /* threads */
 /* How often a worker looks for another call before it sleeps, for some 20 us. Calls in a row find
  * it awake; to wake it costs a call 25 to 40 us. (A matmul of 0.14 ms in between took 0.01 ms longer
  * so, and 0.1 ms with five times as many looks. With sched_yield between looks the worker fell

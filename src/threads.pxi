@@ -5,6 +5,7 @@ cdef extern from "pool.h" nogil:
     ctypedef void (*pool_item)(const void* call, long item) noexcept nogil
     void pool_run(pool_item run, const void* call, long items, int threads, bint brief)
     const bint POOL_EXISTS
+    const int POOL_MOST         # threads
     const char* POOL_SYSTEM     # what its threads sleep on
     int read_word(int word)
     void write_word(int word, int value)
@@ -16,7 +17,7 @@ cdef extern from *:
     #ifdef __GLIBC__
     __attribute__((tls_model("initial-exec")))
     #endif
-    static _Thread_local int thread_limit = 1024;
+    static _Thread_local int thread_limit = POOL_MOST;
 
     static int wanted_threads = 1;
     /* threadpoolctl knows the library by this symbol, among other packages' _core. */
@@ -46,6 +47,8 @@ cdef Py_ssize_t PIECE = 1 << 24
 
 cdef bint forked = False
 
+MOST_THREADS = POOL_MOST
+
 
 def set_num_threads(n):
     """Set how many threads a call may use.
@@ -53,13 +56,13 @@ def set_num_threads(n):
     Parameters
     ----------
     n : int
-        At least 1. Small work stays on the calling thread whatever n is. The results have the
+        1 to 1024. Small work stays on the calling thread whatever n is. The results have the
         same bits for every n.
 
     Raises
     ------
     TypeError, ValueError
-        If n is not an integer, or is below 1.
+        If n is not an integer, or out of range.
 
     Warns
     -----
@@ -79,9 +82,9 @@ def set_num_threads(n):
     except TypeError:
         raise TypeError(f"n must be an integer, got {type(n).__name__}") from None
     except OverflowError:
-        raise ValueError("n must be 1 to 1024 threads, got a larger integer") from None
-    if not 1 <= count <= 1024:
-        raise ValueError(f"n must be 1 to 1024 threads, got {count}")
+        raise ValueError(f"n must be 1 to {POOL_MOST} threads, got a larger integer") from None
+    if not 1 <= count <= POOL_MOST:
+        raise ValueError(f"n must be 1 to {POOL_MOST} threads, got {count}")
     if count > 1 and not POOL_EXISTS:
         PyErr_WarnEx(RuntimeWarning, b"this build has no threads: every call is serial", 1)
     write_word(wanted_threads, <int>count)

@@ -143,6 +143,6 @@ def shape(text):
 
 def thread_count(text):
     count = _arguments.positive(text)
-    if count > 1024:
-        raise argparse.ArgumentTypeError("at most 1024 threads")
+    if count > _core.MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"at most {_core.MOST_THREADS} threads")
     return count
