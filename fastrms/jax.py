@@ -20,6 +20,11 @@ from . import _jax, _jax_ops
 
 __all__ = ["TARGETS", "add_rms_norm", "rms_norm"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 #: Names of the custom calls, for the checks of ``jax.export``.
 TARGETS = tuple(_jax.targets)
 
