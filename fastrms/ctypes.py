@@ -47,4 +47,5 @@ def _functions():
     return structure.from_address(address(_core._C_API, b"fastrms._core._C_API"))
 
 
+#: The struct of the header, each function by its name there, beside `size` and `version`.
 functions = _functions()

@@ -4,6 +4,8 @@ Float32 arrays on the CPU go to fastrms' kernels; every other type and platform 
 jax.numpy. It refuses to differentiate a gradient.
 """
 
+from __future__ import annotations  # the site is built without jax
+
 try:
     import jax
 except ModuleNotFoundError as error:

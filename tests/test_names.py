@@ -1,6 +1,8 @@
 """A public module shows its functions to completion, and nothing that it needs itself."""
 
+import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import fastrms
 # The modules that are no part of the command line.
 PUBLIC = [path.stem for path in sorted(Path(fastrms.__file__).parent.glob("[a-z]*.py"))]
 PUBLIC.remove("check")
+API = Path(__file__).parents[1] / "docs/api.rst"
 
 
 @pytest.mark.parametrize("name", ["fastrms", *(f"fastrms.{name}" for name in PUBLIC)])
@@ -26,3 +29,21 @@ def test_the_reference_has_every_function_that_computes():
     computing = [name for name in fastrms.__all__ if name in vars(fastrms._core)]
     threads = ["get_num_threads", "set_num_threads"]
     assert sorted(fastrms.reference.__all__ + threads) == computing
+
+
+@pytest.mark.parametrize("name", ["__init__", *PUBLIC])
+def test_the_api_reference_has_every_public_name(name):
+    """Read from the source, so that no adapter need be there."""
+    source = Path(fastrms.__file__).with_name(f"{name}.py").read_text("utf-8")
+    public = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+    )
+    listed = set(re.findall(r"^   ([\w.]+)$", API.read_text("utf-8"), re.MULTILINE))
+    if name == "__init__":
+        assert set(public) - listed == {"__version__", "reference"}
+    elif name == "numba":  # no names of its own
+        assert set(public) <= listed
+    else:
+        assert {f"{name}.{one}" for one in public} <= listed
