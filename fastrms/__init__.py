@@ -21,7 +21,7 @@ try:
         sum_squares,
     )
     from ._threads import COUNT as _COUNT  # noqa: F401 (it reads FASTRMS_NUM_THREADS)
-except ImportError as error:
+except (ImportError, KeyboardInterrupt) as error:
     if isinstance(error, ModuleNotFoundError) and error.name == "fastrms._core":
         error = ImportError(
             "fastrms._core, the compiled extension, is not here: this is an unbuilt checkout or a "
@@ -30,8 +30,9 @@ except ImportError as error:
         )
     # The command, `fastrms` or `python -m fastrms`, imports this before it can catch anything.
     if _Path((getattr(_sys, "argv", None) or [""])[0]).stem in ("-m", "fastrms"):
-        print(f"fastrms: {error}", file=_sys.stderr)
-        raise SystemExit(2) from None
+        stopped = isinstance(error, KeyboardInterrupt)
+        print(f"fastrms: {'stopped by Ctrl-C' if stopped else error}", file=_sys.stderr)
+        raise SystemExit(130 if stopped else 2) from None
     raise error from None
 
 from . import reference

@@ -86,6 +86,18 @@ def test_a_signal_ends_check():
     assert (process.returncode, error) == (130, "fastrms check: stopped by Ctrl-C\n")
 
 
+def test_ctrl_c_while_numpy_is_imported(tmp_path):
+    (tmp_path / "numpy.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrms", "info"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (130, "fastrms: stopped by Ctrl-C\n")
+
+
 @every_command
 def test_a_pipe_that_nobody_reads_ends_it_without_a_word(args):
     read, write = os.pipe()
