@@ -297,16 +297,16 @@ def write(state, length, ops=fastrms, samples=3, temperature=0.8):
 def parse():
     parser = argparse.ArgumentParser(description="Train a small GPT in NumPy, and let it write.")
     parser.add_argument("--text", metavar="FILE", help="default: the docs of Python's own library")
-    parser.add_argument("--out", metavar="FILE", default="model.npz", help="or FILE.safetensors")
+    parser.add_argument("--out", metavar="FILE", default="model.npz", help="default: model.npz")
     parser.add_argument("--resume", metavar="FILE", help="go on with a saved model, as it is")
     parser.add_argument("--steps", type=int, default=2000, help="in all (default: 2000)")
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=4, help="default: 4")
     parser.add_argument("--no-norm", action="store_true", help="see what breaks")
     parser.add_argument("--no-residual", action="store_true", help="see what breaks")
     parser.add_argument("--weights", action="store_true", help="learn a weight for each norm")
     parser.add_argument("--norm", choices=("fastrms", "numpy"), default="fastrms")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the loss")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
     args = parser.parse_args()
     for module in ("rich", *["matplotlib"] * bool(args.plot)):
         if importlib.util.find_spec(module) is None:

@@ -28,6 +28,13 @@ def test_readme_blocks_run_in_order():
     np.testing.assert_allclose(names["dskip"], 1 + dx, rtol=0, atol=2e-6)
 
 
+def test_install_lines_need_no_package_index():
+    """Of fastrms itself: before it is published they are of the checkout."""
+    for page in (README, CONTRIBUTING, *TESTS.parent.glob("docs/*.md")):
+        lines = re.findall(r"pip install .*", page.read_text("utf-8"))
+        assert not [line for line in lines if "fastrms" in line.partition("&&")[0]], page.name
+
+
 def test_each_promise_names_tests_that_exist():
     promised = (
         README.read_text("utf-8").partition("## What you can rely on")[2].partition("\n## ")[0]
