@@ -12,7 +12,7 @@ from . import machine, rivals, schema, timing
 from .cases import EPS, OPS, TOLERANCE, Case
 
 # After a threaded call a pool spins on: ONNX Runtime's for 25 ms, libgomp's (torch, numba) for 1
-# to 8, others for less (the CPU time of idle processes). No turn begins meanwhile.
+# to 8, others for less (CPU time of idle processes on an Intel Xeon). No turn begins meanwhile.
 SETTLE_SECONDS = 0.04
 
 
