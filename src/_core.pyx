@@ -347,8 +347,8 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     cdef float* dweight_data = NULL
     cdef Py_ssize_t rows, size = 0
     cdef int adds = take_accumulate(accumulate)
-    cdef bint to_dx = adds & TO_DX and dx is not None
-    cdef bint to_dweight = adds & TO_DWEIGHT and dweight is not None
+    cdef bint to_dx = adds & FASTRMS_DX and dx is not None
+    cdef bint to_dweight = adds & FASTRMS_DWEIGHT and dweight is not None
     take_numbers(&job, eps, weight_offset)
     if sums is not None:
         size = as_size(sums[2])
@@ -407,27 +407,22 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     return dx_result, dweight_result
 
 
-cdef enum:      # what a gradient is added to
-    TO_DX = 1
-    TO_DWEIGHT = 2
-
-
 cdef inline int take_accumulate(object value) except -1:
     if value is False:
         return 0
     if value is True:
-        return TO_DX | TO_DWEIGHT
+        return FASTRMS_DX | FASTRMS_DWEIGHT
     if isinstance(value, str):
         if value == "dx":
-            return TO_DX
+            return FASTRMS_DX
         if value == "dweight":
-            return TO_DWEIGHT
+            return FASTRMS_DWEIGHT
         raise ValueError(f'accumulate must be True, False, "dx" or "dweight", got {value!r}')
-    return TO_DX | TO_DWEIGHT if value else 0
+    return FASTRMS_DX | FASTRMS_DWEIGHT if value else 0
 
 
 cdef int refuse_accumulate(int adds) except -1:
-    wanted = {TO_DX: '"dx" needs dx=', TO_DWEIGHT: '"dweight" needs dweight='}
+    wanted = {FASTRMS_DX: '"dx" needs dx=', FASTRMS_DWEIGHT: '"dweight" needs dweight='}
     raise ValueError(f"accumulate={wanted.get(adds, 'True needs dx= or dweight=')}, "
                      "an array to add to")
 

@@ -18,7 +18,7 @@ from fastrms cimport (
     fastrms_functions,
 )
 
-# rows * n is below this, and its bytes below 2**63.
+# rows * n is at most this, and its bytes 2**63.
 cdef Py_ssize_t MOST_FLOATS = <Py_ssize_t>1 << 61
 
 
@@ -41,7 +41,7 @@ cdef inline int bad_weight(const float* weight) noexcept nogil:
 cdef int start_c_job(Job* job, Py_ssize_t rows, Py_ssize_t n, double eps,
                      double weight_offset, int threads) noexcept nogil:
     """What each function is given beside its arrays."""
-    if rows < 0 or n < 0 or n >= MOST_SIZE or (rows > 1 and n > 0 and rows > MOST_FLOATS // n):
+    if rows < 0 or n < 0 or n >= MOST_SIZE or (n > 0 and rows > MOST_FLOATS // n):
         return FASTRMS_BAD_SIZE
     if not is_eps(eps):
         return FASTRMS_BAD_EPS

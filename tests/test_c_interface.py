@@ -89,6 +89,30 @@ def test_refusals(draw, function, name, value, code):
     assert call(function, memory, {}) == OK
 
 
+@pytest.mark.parametrize(
+    ("rows", "n", "code"),
+    [
+        (1 << 61, 1, BAD_POINTER),
+        ((1 << 61) + 1, 1, BAD_SIZE),
+        (1 << 21, (1 << 40) - 1, BAD_POINTER),
+        ((1 << 21) + 1, (1 << 40) - 1, BAD_SIZE),
+        (1 << 62, 0, OK),
+    ],
+)
+def test_the_largest_sizes(rows, n, code):
+    """Of arrays that are nowhere: those not too large are found to be NULL."""
+    assert functions.residual_add(None, n, None, n, rows, n, 1.0, 1) == code
+
+
+@pytest.mark.parametrize(
+    ("rows", "stride", "code"),
+    [(1, 0, OK), (1, N - 1, OK), (2, N - 1, BAD_STRIDE), (2, 0, BAD_STRIDE), (2, N, OK)],
+)
+def test_rows_of_an_output_may_touch(draw, rows, stride, code):
+    x, residual = draw(rows, N), draw(rows, N)
+    assert functions.residual_add(at(x), N, at(residual), stride, rows, N, 1.0, 1) == code
+
+
 def test_two_outputs_in_one_place(draw):
     x, residual, sums = draw(ROWS, N), draw(ROWS, N), np.ones(300)
     before = residual.tobytes()
