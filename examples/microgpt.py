@@ -297,7 +297,9 @@ def write(state, length, ops=fastrms, samples=3, temperature=0.8):
 def parse():
     parser = argparse.ArgumentParser(description="Train a small GPT in NumPy, and let it write.")
     parser.add_argument("--text", metavar="FILE", help="default: the docs of Python's own library")
-    parser.add_argument("--out", metavar="FILE", default="model.npz", help="default: model.npz")
+    parser.add_argument(
+        "--out", metavar="FILE", default="model.npz", help="default: model.npz; or .safetensors"
+    )
     parser.add_argument("--resume", metavar="FILE", help="go on with a saved model, as it is")
     parser.add_argument("--steps", type=int, default=2000, help="in all (default: 2000)")
     parser.add_argument("--layers", type=int, default=4, help="default: 4")
