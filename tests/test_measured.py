@@ -9,7 +9,7 @@ import pytest
 
 CHECKOUT = Path(__file__).parents[1]
 PAGES = [CHECKOUT / "README.md", CHECKOUT / "bench/README.md", *CHECKOUT.glob("docs/*.md")]
-STAMP = re.compile(r"commit (\S+),\s+kernels (\w{7,8})(,\s+since\s+changed)?")
+STAMP = re.compile(r"commit (\S+),\s+kernels\s+(\w{8})(,\s+since\s+changed)?")
 # Between these a command puts its table.
 RECORDED = re.compile(r"<!-- (measured: |bench:begin).*?<!-- (measured|bench):end -->", re.DOTALL)
 
@@ -20,6 +20,12 @@ spec.loader.exec_module(measured)
 
 def name(page):
     return page.relative_to(CHECKOUT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_commit_is_named_with_its_kernels(page):
+    text = page.read_text("utf-8")
+    assert len(re.findall(r"commit [0-9a-f]{7}", text)) == len(STAMP.findall(text))
 
 
 def test_every_recorded_table_says_commit_and_kernels():
