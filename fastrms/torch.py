@@ -89,9 +89,10 @@ def add_rms_norm_(
 
 
 def takes(*tensors):
-    """Whether fastrms computes with these: float32, on the CPU."""
+    """Whether fastrms computes with these: float32, on the CPU. An operator refuses what is no
+    tensor, by its argument's name."""
     for tensor in tensors:
-        if tensor is not None and not (tensor.dtype is torch.float32 and tensor.is_cpu):
+        if isinstance(tensor, Tensor) and not (tensor.dtype is torch.float32 and tensor.is_cpu):
             return False
     return True
 
@@ -99,7 +100,7 @@ def takes(*tensors):
 def wants_gradient(*tensors):
     if torch.is_grad_enabled():
         for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
                 return True
     return False
 
@@ -134,6 +135,9 @@ def norm_kernel(x, weight, eps, weight_offset):
 
 
 def add_kernel(x, residual, weight, eps, weight_offset):
+    if residual.shape != x.shape:  # torch would broadcast
+        shapes = f"{tuple(x.shape)}, got {tuple(residual.shape)}"
+        raise ValueError(f"residual must have the shape of x, {shapes}")
     # A copy of residual and fastrms.add_rms_norm would be one pass over memory more than this.
     total = torch.add(residual, x, out=new(x))
     return norm_kernel(total, weight, eps, weight_offset), total

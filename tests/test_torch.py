@@ -159,6 +159,7 @@ def test_no_copy_in_or_out(tensors, pointers, layout):
 
 @OPTIONS
 @WEIGHTED
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch 2.14's own check
 def test_opcheck(tensors, weighted, weight_offset):
     x, residual, weight, dy, _ = tensors(weighted, requires_grad=True)
     plain = [t if t is None else t.detach() for t in (x, residual, weight, dy)]
@@ -257,8 +258,19 @@ def test_errors_are_those_of_fastrms(tensors):
     x = tensors(False)[0]
     with pytest.raises(ValueError, match=re.escape(f"weight must have shape ({N},)")):
         adapter.rms_norm(x, torch.ones(N + 1))
-    with pytest.raises(ValueError, match="residual must have the shape of x"):
-        adapter.add_rms_norm_(x, torch.ones(N))
+    for function in (adapter.add_rms_norm, adapter.add_rms_norm_):
+        for arguments in [(x, torch.ones(N)), (torch.ones(N), x)]:
+            with pytest.raises(ValueError, match="residual must have the shape of x"):
+                function(*arguments)
+
+
+@pytest.mark.parametrize("wrong", [1e-6, [1.0], np.ones(N, np.float32)], ids=type)
+def test_what_is_no_tensor_is_named(tensors, wrong):
+    norm, add, x = adapter.rms_norm, adapter.add_rms_norm, tensors(False)[0]
+    calls = {"weight": (norm, x, wrong), "x": (norm, wrong), "residual": (add, x, wrong)}
+    for name, (function, *arguments) in calls.items():
+        with pytest.raises(RuntimeError, match=f"for argument '{name}'"):
+            function(*arguments)
 
 
 class Seen(TorchDispatchMode):
