@@ -124,6 +124,7 @@ cdef inline int threads_for(Py_ssize_t elements) noexcept nogil:
 
 
 cdef inline bint is_brief(Py_ssize_t elements) noexcept nogil:
+    """Over before a thread that sleeps would be there: see parallel_from."""
     return elements < 8 * parallel_from
 
 
