@@ -1,9 +1,12 @@
 """The C interface of fastrms.h, called through ctypes: the bits of the Python calls."""
 
+import sys
+
 import numpy as np
 import pytest
 
 import fastrms
+from fastrms import _core
 from fastrms.ctypes import functions
 
 from .c_api import OK, at, scratch_of, stride
@@ -201,3 +204,35 @@ def test_empty(rows, n):
     assert total.all()
     assert functions.rms_norm_backward(*backward, 0, 1) == OK
     assert not total.any()
+
+
+STARTED = """
+import os
+import numpy as np
+import fastrms
+from fastrms.ctypes import functions
+fastrms.set_num_threads(2)
+at, n = (lambda array: array.ctypes.data), 1024
+x, w, dw = (np.ones(shape, np.float32) for shape in ((n, n), n, n))
+back = at(x), n, at(x), n, at(w), at(x), n, at(dw)
+room = np.ones(functions.scratch_bytes(n, n, 0) // 8)
+numbers = n, n, 1e-5, 0.0, 0
+calls = {
+    "forward": (functions.rms_norm, at(x), n, None, at(x), n),
+    "backward": (functions.rms_norm_backward, *back, at(room)),
+}
+function, *arrays = calls[NAME]
+before = len(os.listdir("/proc/self/task"))
+for threads in (1, 0):
+    assert function(*arrays, *numbers, threads) == 0
+    print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux lists a process's threads")
+@pytest.mark.skipif(not _core.build_info()["pool"], reason="there is no pool")
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_threads_of_a_call(python, name):
+    """1 stays on the calling thread, 0 starts the pool."""
+    done = python(STARTED.replace("NAME", repr(name)))
+    assert done.stdout.split() == ["0", "1"], done.stderr
