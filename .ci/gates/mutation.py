@@ -31,6 +31,7 @@ DOOR = (
     ("contract", "buffers", "overlap"),
     ("shards", "layout", "runs", "fuzz", "special", "threads", "bits", "c_api", "c_interface"),
 )
+CALLERS = (("c_interface",), ("c_api",))
 FILES = {
     "sums.pxi": ("_kernels_baseline", KERNEL),
     "scale.pxi": ("_kernels_baseline", KERNEL),
@@ -43,6 +44,7 @@ FILES = {
     "threads.pxi": ("_core", DOOR),
     "blocks.pxi": ("_core", DOOR),
     "shards.pxi": ("_core", DOOR),
+    "capi.pxi": ("_core", CALLERS),
     "_core.pyx": ("_core", DOOR),
 }
 FLAGS = {"_kernels_baseline": ["-O1"], "_core": ["-O1", "-pthread"]}
@@ -61,6 +63,8 @@ TYPES = {
     "char",
     "void",
     "Py_ssize_t",
+    "size_t",
+    "ptrdiff_t",
     "Job",
     "Axis",
     "Row",
@@ -76,7 +80,8 @@ TYPES = {
 # and a vector that is set before it is read, too.
 SPEED = re.compile(
     r"fetch|FETCHES|ahead|stream_fence|n >= 256|pass_rows|pairs|RELEASE_GIL|parallel_from|"
-    r"PIECE|piece|elements \* |ITEMS|brief|if i < n:|= splat\(0\)|MOST_KEPT|LANES <= end"
+    r"PIECE|piece|suit_caches|elements \* |ITEMS|brief|if i < n:|= splat\(0\)|MOST_KEPT|"
+    r"LANES <= end"
 )
 # At the very border of a range the two ways to compute are both right.
 BORDER = re.compile(r"SMALL_|LARGE_|TRUSTED|_WEIGHT")
@@ -138,7 +143,7 @@ def replacement(before, token, after):
     if token.type == tokenize.NUMBER:
         if re.fullmatch(r"\d+", token.string):
             return str(int(token.string) + 1)
-        return f"(2 * {token.string})"
+        return None if token.string == "0.0" else f"(2 * {token.string})"
     if token.string not in SWAPS:
         return None
     if before.string in TYPES or (token.string == ">" and before.string == "*"):
