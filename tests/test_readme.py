@@ -2,6 +2,9 @@
 
 import doctest
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +36,24 @@ def test_install_lines_need_no_package_index():
     for page in (README, CONTRIBUTING, *TESTS.parent.glob("docs/*.md")):
         lines = re.findall(r"pip install .*", page.read_text("utf-8"))
         assert not [line for line in lines if "fastrms" in line.partition("&&")[0]], page.name
+
+
+def test_a_release_tells_its_address(tmp_path):
+    """Its README's links and pictures work where there is no checkout, and its metadata has URLs."""
+    script = TESTS.parent / ".github" / "address.py"
+    if not script.exists():
+        pytest.skip("not in the sdist")
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(TESTS.parent / name, tmp_path)
+    address = "https://example.org/a/fastrms"
+    subprocess.run([sys.executable, script, address, "v1"], cwd=tmp_path, check=True)
+    links = re.compile(r"(!?)\[[^]]*\]\(([^)]*)\)")
+    before, after = (links.findall(path.read_text("utf-8")) for path in (README, tmp_path / README.name))
+    assert any(picture for picture, _ in before)
+    for (picture, old), (_, new) in zip(before, after, strict=True):
+        folder = f"{address}/{'raw' if picture else 'blob'}/v1/"
+        assert new == (old if old.startswith(("https:", "#")) else folder + old)
+    assert f'[project.urls]\nSource = "{address}"\n' in (tmp_path / "pyproject.toml").read_text("utf-8")
 
 
 def test_each_promise_names_tests_that_exist():
