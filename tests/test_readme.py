@@ -39,7 +39,7 @@ def test_install_lines_need_no_package_index():
 
 
 def test_a_release_tells_its_address(tmp_path):
-    """Its README's links and pictures work where there is no checkout, and its metadata has URLs."""
+    """README links and pictures work where there is no checkout, and the metadata has URLs."""
     script = TESTS.parent / ".github" / "address.py"
     if not script.exists():
         pytest.skip("not in the sdist")
