@@ -20,7 +20,7 @@
  * decide; the door's serve C beside Python, and a Python call must not pay for that (forward of
  * 1 x 64 takes 673 instructions with the C interface, 674 without it; left to GCC 12, 723 and 705).
  */
-#ifdef __GNUC__
+#if defined(__GNUC__) && !defined(__NO_INLINE__)
 #undef CYTHON_INLINE
 #define CYTHON_INLINE inline __attribute__((always_inline))
 #endif
