@@ -24,10 +24,12 @@ def with_links(readme, address, tag):
     return re.sub(r"(\]\()(?=\w[^:)]*\))", rf"\1{address}/blob/{tag}/", readme)
 
 
+def change(path, new, *arguments):
+    path = Path(path)
+    path.write_text(new(path.read_text("utf-8"), *arguments), "utf-8")
+
+
 if __name__ == "__main__":
     address, tag = sys.argv[1:]
-    for path, text in (
-        ("pyproject.toml", with_urls(Path("pyproject.toml").read_text(), address)),
-        ("README.md", with_links(Path("README.md").read_text(), address, tag)),
-    ):
-        Path(path).write_text(text)
+    change("pyproject.toml", with_urls, address)
+    change("README.md", with_links, address, tag)

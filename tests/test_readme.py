@@ -48,16 +48,14 @@ def test_a_release_tells_its_address(tmp_path):
     address = "https://example.org/a/fastrms"
     subprocess.run([sys.executable, script, address, "v1"], cwd=tmp_path, check=True)
     links = re.compile(r"(!?)\[[^]]*\]\(([^)]*)\)")
-    before, after = (
-        links.findall(path.read_text("utf-8")) for path in (README, tmp_path / README.name)
-    )
+    before = links.findall(README.read_text("utf-8"))
+    after = links.findall((tmp_path / README.name).read_text("utf-8"))
     assert any(picture for picture, _ in before)
     for (picture, old), (_, new) in zip(before, after, strict=True):
         folder = f"{address}/{'raw' if picture else 'blob'}/v1/"
         assert new == (old if old.startswith(("https:", "#")) else folder + old)
-    assert f'[project.urls]\nSource = "{address}"\n' in (tmp_path / "pyproject.toml").read_text(
-        "utf-8"
-    )
+    metadata = (tmp_path / "pyproject.toml").read_text("utf-8")
+    assert f'[project.urls]\nSource = "{address}"\n' in metadata
 
 
 def test_each_promise_names_tests_that_exist():
