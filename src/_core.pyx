@@ -25,8 +25,8 @@ cdef extern from "Python.h":
 
 cdef extern from *:
     """
-    /* From 3.12 on garbage waits for Python code. To turn the collector off and on again would then
-     * only undo what another thread does to it. */
+    /* From 3.12 on garbage is collected between instructions of Python code alone. To turn the
+     * collector off and on again would then only undo what another thread does to it. */
     #if PY_VERSION_HEX >= 0x030c0000
     #define stop_collector() 0
     #else
@@ -382,7 +382,7 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     x_rows, dy_rows = apart(x_in, dx_out), apart(dy_in, dx_out)
     if w is not None:
         w_row = weight_beside(w, dx_out)
-        if dweight is not None:     # a few rows are added up in it
+        if dweight is not None:     # up to 8 rows are summed in it while these are read
             w_row = clear_of(w_row, dweight_out)
             x_rows, dy_rows = clear_of(x_rows, dweight_out), clear_of(dy_rows, dweight_out)
         job.weight = <const float*>cnp.PyArray_DATA(w_row)
@@ -451,7 +451,7 @@ cdef inline void clear_job(Job* job, Py_ssize_t n) noexcept nogil:
 
 
 cdef enum:
-    MOST_FACTOR = 3     # floats that it may take for each element of a row
+    MOST_FACTOR = 3     # floats that place_factor may take for each element of a row
 
 
 cdef cnp.ndarray room_for_factor(Job* job, Py_ssize_t rows):
@@ -465,8 +465,8 @@ cdef cnp.ndarray room_for_factor(Job* job, Py_ssize_t rows):
 
 
 cdef inline Py_ssize_t place_factor(Job* job, Py_ssize_t rows, double* room) noexcept nogil:
-    """Take `room` for it, to the end of a cache line each: n doubles for more than a row, n floats
-    with an offset. Return how many doubles that is; with NULL nothing else."""
+    """Put factor and factor32 into `room`, to the end of a cache line each: n doubles for more than
+    a row, n floats with an offset. Return how many doubles that is; with NULL nothing else."""
     cdef bint offset = double_bits(job.weight_offset) != 0
     cdef Py_ssize_t width = whole_lines(job.n), doubles = width if rows > 1 else 0
     job.factor32 = <float*>job.weight

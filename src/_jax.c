@@ -8,7 +8,8 @@
  *     add_rms_norm_backward   dy, total, dtotal, [weight]     -> dx, [dweight]  dx is dtotal
  *
  * total is in x's memory, not in residual's: a layer's output is used up, while the backward pass of
- * the norm before needs residual, which XLA would have to copy. A sum has no order.
+ * the norm before needs residual, which XLA would have to copy. So the kernel is given x as its
+ * residual: x + residual and residual + x are the same.
  *
  * All arrays but the weights have x's shape. weight is (..., n): its leading axes are x's first ones,
  * or 1 where one weight serves them all, and dweight has x's. So vmap's axes are.

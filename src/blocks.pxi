@@ -1,7 +1,8 @@
 # The door's blocks of rows for backward: each has a partial sum of dweight. The row count alone
 # fixes them, and they are added in order, so threads change no bit.
 
-# dweight is summed over at most this many blocks, whatever the threads: 8 bytes * n each.
+# dweight is summed over at most so many blocks, of so many rows at least, whatever the threads:
+# 8 bytes * n each.
 cdef Py_ssize_t MOST_BLOCKS = 64
 cdef Py_ssize_t LEAST_BLOCK = 32
 # dweight adds rows in groups of 8, so pieces of backward are whole groups.
@@ -30,7 +31,8 @@ cdef int run_backward(Job* job, Py_ssize_t rows, float* dweight, bint accumulate
 
 cdef inline bint run_few(Job* job, Py_ssize_t rows, float* dweight,
                          bint accumulate) noexcept nogil:
-    """Start the job; end it too, where it has a few rows that need no blocks. Whether it did."""
+    """Start the job, and end it too if it has 8 rows at most, which need no blocks. Return whether
+    it did."""
     cdef bint done = False
     cdef fp_state state = default_fp_state()
     kernels.start(job)
@@ -66,7 +68,7 @@ cdef int run_in_blocks(const Job* job, Py_ssize_t rows, float* dweight,
 
 cdef void run_all_blocks(const Job* job, Py_ssize_t rows, float* dweight, bint accumulate,
                          double* memory, int threads) noexcept nogil:
-    """The same in memory of the caller's, without a look for signals."""
+    """run_in_blocks in memory of the caller's, without a look for signals."""
     cdef Blocks blocks = cut_blocks(rows, job.n, dweight != NULL, threads)
     cdef Py_ssize_t first = 0
     if dweight != NULL:
@@ -84,8 +86,8 @@ cdef inline Py_ssize_t at_once(const Blocks* blocks) noexcept nogil:
 
 
 cdef inline Py_ssize_t block_bytes(Py_ssize_t count, Py_ssize_t side_by_side) noexcept nogil:
-    """For each element of a row: dweight, and of each block at work a sum and scratch. A single
-    block sums in dweight."""
+    """Bytes for each element of a row: dweight, and of each block at work a sum and scratch. A
+    single block sums in dweight."""
     cdef Py_ssize_t sums = 0 if count <= 1 else side_by_side
     return (1 + sums) * sizeof(double) + side_by_side * sizeof(float)
 

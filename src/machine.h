@@ -17,8 +17,8 @@
 
 /* What is inline is inlined: to GCC the word is a hint, and it counts callers. A kernel's functions
  * are written for constants of their callers (the path, the way), on which no loop may be left to
- * decide; the door's serve C beside Python, and a Python call must not pay for that (forward of
- * 1 x 64 takes 673 instructions with the C interface, 674 without it; left to GCC 12, 723 and 705).
+ * decide; the door's serve C beside Python, and a Python call must not pay for that (1 x 64 takes 7
+ * to 12 % fewer instructions than as GCC 12 chooses, and as many as without the C interface).
  */
 #if defined(__GNUC__) && !defined(__NO_INLINE__)
 #undef CYTHON_INLINE

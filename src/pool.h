@@ -151,8 +151,8 @@ static void pool_wait(void) {
     }
 }
 
-/* All items of a call, on so many threads, its own among them. It is not worth waking workers for a
- * brief call, unless that comes in a row of calls. */
+/* All items of a call, on so many threads, its own among them. A brief call is over before a
+ * sleeping worker would be there: it wakes none, unless it comes in a row of calls. */
 static void pool_run(pool_item run, const void *call, long items, int threads, int brief) {
     if (__atomic_exchange_n(&pool.busy, 1, __ATOMIC_ACQUIRE)) {
         for (long item = 0; item < items; item++) run(call, item);

@@ -1,5 +1,6 @@
 # The door's rows: what goes to a kernel are rows of one stride in each array, its last axis being
-# contiguous. Leading axes that no stride of that kind spans are walked run by run, without a copy.
+# contiguous. Leading axes that need several strides are walked by runs of rows that need one, and
+# not copied.
 # Nothing here writes to an array but NumPy's own copy back into an output.
 
 cdef enum:
@@ -105,8 +106,8 @@ cdef inline void place(Job* job, Axis* axes, cnp.ndarray x, cnp.ndarray dy, cnp.
 
 cdef void merge_axes(Job* job, Axis* axes, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y,
                      cnp.ndarray residual, cnp.ndarray dx) noexcept:
-    """Make one of leading axes that follow each other with one stride in every array. The last that
-    is left are the rows of a run; if there are others, all become job.axes.
+    """Merge leading axes that follow each other with one stride in every array. The last that is
+    left holds the rows of a run; if there are others, all become job.axes.
 
     One of the arrays is not C-contiguous, so it has two rows at least.
     """

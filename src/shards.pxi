@@ -253,7 +253,7 @@ cdef cnp.ndarray sum_rows(Job* job, rows_kernel kernel, double** sums, cnp.ndarr
 
 
 cdef cnp.ndarray as_sums(object value, str name):
-    """as_array for sums, which are no buffers: a scalar is those of a single row."""
+    """as_array for sums: an ndarray, or a float64 scalar for a single row; no other buffer."""
     if PyArray_CheckExact(value):
         return <cnp.ndarray>value
     refuse_masked(value, name)

@@ -3,7 +3,7 @@
  * few floats at a row's end, the way to float64 and back. Any other compiler gets vectors of one
  * float. It knows nothing of RMSNorm.
  *
- * `vec` holds VEC floats, `wide` WIDE doubles; LANES of them are in flight in a long sum.
+ * `vec` holds VEC floats, `wide` WIDE doubles; a row's sum of squares is kept in LANES doubles.
  */
 #ifndef FASTRMS_SIMD_H
 #define FASTRMS_SIMD_H

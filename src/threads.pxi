@@ -13,8 +13,8 @@ cdef extern from "pool.h" nogil:
 
 cdef extern from *:
     """
-    /* Static, or each thread allocates it at its first call, and ld.so is one library more. musl
-       loads no extension that has such memory. */
+    /* Static, or each thread allocates it at its first call, and the extension needs ld.so too.
+       musl loads no extension that has such memory. */
     #ifdef __GLIBC__
     __attribute__((tls_model("initial-exec")))
     #endif
@@ -34,11 +34,11 @@ cdef extern from "machine.h" nogil:
 
 # From these many elements on (some 3 us) a call lets go of the GIL.
 cdef Py_ssize_t RELEASE_GIL = 16384
-# A plain word, as those of caches.pxi: measurements set it, before the calls that are to see it.
 # From these many on, 16 x 4096, it uses threads, each for half of them at least: calls in a row
 # gain, 1.5 times on two threads, 1.6 to 1.9 at 32 x 4096. From eight times as many on it wakes
 # threads for a single call, which costs some 40 us: at 450,000 elements such a call takes as long
 # as on one thread, at 64 x 11008 0.15 ms instead of 0.22, at 512 x 4096 0.36 instead of 0.58.
+# Not atomic, as in caches.pxi: measurements alone set it, before the calls that are to see it.
 cdef Py_ssize_t parallel_from = 1 << 16
 # The rows of each thread are so many items, for another to take those that it has not begun.
 cdef int ITEMS = 4
@@ -158,7 +158,7 @@ cdef int run(rows_kernel kernel, Job* job, Py_ssize_t rows) except -1:
 
 
 cdef inline Py_ssize_t piece_rows(Py_ssize_t n) noexcept nogil:
-    """How many rows make a piece; a short row takes as long as one of 64."""
+    """How many rows make a piece; one of fewer than 64 floats counts as one of 64."""
     return max(1, PIECE // max(n, 64))
 
 

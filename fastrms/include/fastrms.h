@@ -74,7 +74,7 @@ typedef struct fastrms_functions {
      * dx = (g - xhat * mean(g * xhat)) / rms, and dweight (n,) = sum of dy * xhat over all rows.
      * dx may be dy or x. dweight is NULL without a weight, and only then; scratch may be, then.
      * dx within 2e-6 of its row's largest element, but where it cancels to less than 1e-8 of its
-     * two terms; dweight within 1e-6 of the sum of |dy * xhat|, its bits the same for all threads. */
+     * two terms; dweight within 1e-6 of the sum of |dy * xhat|. No bit depends on the threads. */
     int (*rms_norm_backward)(const float *dy, ptrdiff_t dy_stride,
                              const float *x, ptrdiff_t x_stride, const float *weight,
                              float *dx, ptrdiff_t dx_stride, float *dweight, void *scratch,
