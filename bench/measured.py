@@ -56,7 +56,7 @@ def git(*words):
 
 
 def at(commit):
-    """Return that of a commit's kernels, or "unknown" where git cannot say."""
+    """Return the digest of a commit's kernels, or "unknown" where git cannot say."""
     commit = (commit or "").removesuffix("-dirty")
 
     def read(name):

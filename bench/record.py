@@ -43,7 +43,7 @@ PICTURE = ("4x4096", "64x4096", "256x4096", "1024x4096")
 
 
 def default_name():
-    """Return the CPU and its instruction set as a file name: "AMD EPYC" is two CPUs, v3 and v4."""
+    """Return the CPU and its instruction set as a file name: several CPUs are called "AMD EPYC"."""
     isa = fastrms.show_config("dicts")["instruction set"]["in use"]
     name = re.sub(r"\(.*?\)", "", f"{machine.cpu_name()} {isa}")
     return re.sub(r"\W+", "-", name).strip("-").lower()

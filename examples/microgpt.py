@@ -1,7 +1,7 @@
 """A character-level GPT in plain NumPy, each backward written out next to its forward.
 
     pip install ".[examples]"                      # in the checkout
-    python examples/microgpt.py                    # three minutes: trains, saves model.npz, writes
+    python examples/microgpt.py                    # minutes: trains, saves model.npz, writes
     python examples/microgpt.py --resume model.npz --steps 4000
 
 The model is Karpathy's microgpt (2026), batched: GPT-2 with RMSNorm for LayerNorm, ReLU for GELU,

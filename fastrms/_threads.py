@@ -1,4 +1,4 @@
-"""How many threads a call may use until somebody says, and threadpoolctl, which may say."""
+"""How many threads a call may use by default, and threadpoolctl, which may set it."""
 
 import math
 import os

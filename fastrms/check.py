@@ -20,7 +20,7 @@ FORWARD_ULP = 3.0
 FORWARD_ULP_UNWEIGHTED = 2.0
 # Of the largest |dx| of the row: 33 rounding units (is_tame in src/backward_sums.pxi).
 DX = 2e-6
-# Of the sum of |dy * xhat| down the column, beside the rounding of the result: 13 units
+# Of the sum of |dy * xhat| down the column, beside the rounding of the result: 10 units
 # (src/backward.pxi).
 DWEIGHT = 1e-6
 

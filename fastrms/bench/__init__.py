@@ -1,7 +1,7 @@
 """`fastrms bench`: fastrms beside the price of a copy, the NumPy formula and other libraries.
 
 `run` takes the parsed command line to an exit code: 0, 1 for a failed comparison or a wrong
-answer, 2 for a request that cannot be met, 130 after Ctrl-C.
+answer, 130 after Ctrl-C. A request that cannot be met is a ValueError or ImportError.
 """
 
 import contextlib

@@ -19,8 +19,8 @@ CACHE_LINE = 64
 # array, an unwritten result; MLX's float32 sums over long rows come nearest to it. The tight
 # bounds are `fastrms check`'s.
 TOLERANCE = 1e-4
-# What x holds: normal numbers, or those with one of 100 in each row, as the residual streams of
-# real models have.
+# What x holds: normal numbers; or those, and in each row one that is 100, as in the residual
+# streams of real models.
 DATA = ("normal", "outlier")
 OUTLIER = 100
 

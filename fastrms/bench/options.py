@@ -20,7 +20,7 @@ DEFAULT_SHAPES = (
     (2048, 4096),
 )
 WIDE = 4096
-# What two processes of one build differ by, a record says for itself: by this many of them.
+# How many processes of fastrms a record times: so it says by what those of one build differ.
 PROCESSES = 3
 
 

@@ -39,7 +39,7 @@ def environment(threads):
 
 
 def build(name, case, threads):
-    """Return one peer's call for a case, or None where it has none, as of any weight_offset."""
+    """Return one peer's call for a case, or None where it has none: no peer has a weight_offset."""
     if case.op == "offset":
         return None
     if case.inplace and case.op != "add" and name not in IN_PLACE:
