@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""address.py ADDRESS TAG: what is built here tells its address, as a repository alone knows it.
+"""address.py ADDRESS TAG: give what is built here the address of its repository.
 
 `[project.urls]` of pyproject.toml, and the README's links and pictures, which a package index shows
 without the checkout. Changes both files in the present folder: run it before a release is built.

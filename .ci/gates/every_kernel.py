@@ -12,7 +12,7 @@ from fastrms import _core
 
 # Each remainder of a vector, then the lengths where a kernel changes its way.
 LENGTHS = [*range(1, 36), 63, 64, 65, 100, 127, 128, 129, 255, 256, 257, 272, 511, 513, 1024, 4099]
-ROWS = (1, 8, 9, 70)  # the few rows, one block, several blocks
+ROWS = (1, 8, 9, 70)  # for backward: up to 8 rows without a block, one block, several
 # scale, weight, weight_offset: every way to multiply by a weight, then every range of the sum.
 CASES = [(1.0, weight, 0.0) for weight in (None, 1.0, 1e10, 1e20)]
 CASES += [(1.0, 1.0, 1.0), (1e-42, 1.0, 0.0), (1e38, 1.0, 0.0), (np.nan, 1.0, 0.0)]

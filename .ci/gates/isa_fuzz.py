@@ -2,7 +2,7 @@
 """Every instruction set gives the same bits: a seeded loop over hostile rows, a NaN being a NaN.
 
 A million rows, or ten with FULL=1: random bit patterns, mixes rich in special values, wild
-exponents; sizes around every vector, tree and chunk; any alignment and row stride; one thread or
+exponents; sizes around every vector, lane and pass; any alignment and row stride; one thread or
 two; some outputs larger than the cache, which are streamed.
 """
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Mutants of the kernels and the door: one operator or constant changed, and the tests must fail.
 
-30 of them, spread evenly over the source as it stands, or all with FULL=1. One instruction set is
-built, so that no mutant is found by comparing it with unchanged kernels. A mutant that hangs or
-crashes is dead. Survivors that change no result are listed in survivors.txt, each with a reason.
+30 of them, chosen by a digest of their text, or all with FULL=1. One instruction set is built, so
+that no mutant is found by comparing it with unchanged kernels. A mutant that hangs or crashes is
+dead. Survivors that change no result are listed in survivors.txt, each with a reason.
 """
 
 import hashlib

@@ -138,8 +138,7 @@ def main():
     fastrms.set_num_threads(2)
     wrong = far_apart()
     wrong += many((1 << 31) // FLOATS + BEYOND // FLOATS, FLOATS, (*FUNCTIONS, SPLIT))
-    # All four take 2**31 times 12, 21, 75 and 75 ns on a core; forward and the add walk alike. The
-    # sums of so many rows would take 16 GiB.
+    # All four take minutes; forward and the add walk alike. Sums of so many rows would take 16 GiB.
     wrong += many((1 << 31) + BEYOND, 1, FUNCTIONS if FULL else ["residual_add"])
     print(f"beyond 2**31: {wrong} wrong; {worst >> 20} MiB at most, bound {MOST_BYTES >> 20}")
     return wrong > 0 or worst > MOST_BYTES
