@@ -3,11 +3,11 @@ tries every order of their steps. `FAULTS` are changes of it, in each of which s
 
     python tests/pool_model.py      count the states, and show what each fault leads to
 
-Thread 0 is the caller, with two calls one after the other; the others are workers. What is plain
+Thread 0 is the caller, with its calls one after the other; the others are workers. What is plain
 memory in pool.h is written by the caller between calls alone: the model checks that no worker is
 at work then. Left out is what decides on time alone: how often a thread looks before it sleeps, and
-that items lie in rows of one thread's own. A step is atomic and all threads see steps in one order:
-in pool.h the four accesses to `gate` and `asleep` that need this are SEQ_CST.
+that each thread begins with items of its own. A step is atomic and all threads see steps in one
+order: in pool.h the accesses to `gate` and `asleep` that need this are SEQ_CST.
 """
 
 from typing import NamedTuple

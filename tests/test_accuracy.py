@@ -183,7 +183,7 @@ def test_small_elements_beside_an_outlier(isa, rng, n, outlier):
 @pytest.mark.parametrize("n", [2, 40])
 @pytest.mark.parametrize("weight", [1.0, 3.9, 4.1, 7.9, 1e13, 2e13])
 def test_weight_above_subnormal_elements(isa, weight, n):
-    """On both sides of the weights from which subnormal products are lifted, or go by float64."""
+    """Around the weights beyond which 1 / rms is scaled, 2, or the row goes by float64, 2**44."""
     x = np.ones((300, n), np.float32)
     x[:, 0] = SMALLEST * np.arange(300, dtype=np.float32)
     weight = np.full(n, weight, np.float32)

@@ -12,7 +12,7 @@ from fastrms import _core
 
 # Vector remainders on both sides, one block, many blocks, more than one thread's worth of work.
 SHAPES = ((1, 1), (3, 7), (5, 64), (17, 65), (199, 129), (40, 4096), (1031, 129))
-# Plain values; the range where squares overflow or vanish, which takes the careful path.
+# Plain values, and those whose squares overflow or vanish in float32.
 SCALES = (1e-45, 1.0, 1e38)
 EPS = (0.0, 1e-5)
 
@@ -82,7 +82,7 @@ def test_batch_and_position(isa, threads, shape, scaled, draw):
 
 
 def test_neighbours_do_not_matter(isa, draw):
-    """A row that takes the careful path leaves the row beside it as it was."""
+    """A row that goes by float64 leaves the row beside it as it was."""
     x, dy, weight = draw(9, 100), draw(9, 100), draw(100)
     y = fastrms.rms_norm(x, weight)
     dx, _ = fastrms.rms_norm_backward(dy, x, weight)
@@ -94,7 +94,7 @@ def test_neighbours_do_not_matter(isa, draw):
 
 
 def test_outliers_in_a_batch(isa, draw):
-    """How a row is summed turns on its own outlier, around the size at which that changes."""
+    """A row with one element up to 20 times as large has the bits that it has alone."""
     x, rows = draw(200, 100), np.arange(200)
     x[rows, rows % 100] *= np.linspace(1, 20, 200, dtype=np.float32)
     y = fastrms.rms_norm(x)

@@ -12,7 +12,7 @@ from fastrms.ctypes import functions
 from .c_api import OK, at, scratch_of, stride
 
 SHAPES = [(1, 1), (1, 64), (3, 17), (8, 33), (40, 96), (71, 130), (9, 1003), (300, 40)]
-# (x / rms) of an offset weight, of none, and of one.
+# A weight, one with an offset, none.
 WEIGHTS = pytest.mark.parametrize(("weighted", "offset"), [(True, 0.0), (True, 1.0), (False, 0.0)])
 THREADS = pytest.mark.parametrize("shared", [True, False], ids=["pool", "here"])
 

@@ -192,7 +192,7 @@ def test_header_and_pxd_say_the_same():
 
 
 def test_arguments_have_the_names_of_python():
-    """In Python's order too, but for sizes, strides and scratch, which Python has not."""
+    """But for sizes, strides, scratch and threads, which Python has not."""
     for function in CALLS:
         here = [name for name in NAMES[function] if not name.endswith("_stride")]
         here = [name for name in here if name not in ("rows", "n", "scratch", "threads")]

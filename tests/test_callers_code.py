@@ -16,7 +16,7 @@ from .signatures import ARGUMENTS, FUNCTIONS, MATRICES, NUMBER_ARGUMENTS, SUM_AR
 
 # NumPy 2.5 deprecates what this file is about.
 pytestmark = pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
-# (1, n) becomes n rows of n, for code that has taken n before; (n, 1) one row of 1.
+# Were n read before the change: (1, n) would become n rows of n, (n, 1) one row of 1.
 SHAPES = [(1, N), (N, 1), (2, N // 2)]
 SCALARS = [*NUMBER_ARGUMENTS, ("rms_scale", "size"), ("rms_scale_backward", "size")]
 VALUES = {"eps": 1e-5, "weight_offset": 0.5, "scale": 0.5, "size": 10 * N}

@@ -71,7 +71,7 @@ WRONG_VECTORS = {
     "a column": lambda a: a[:, None],
     "empty": lambda a: a[:0],
 }
-# But these, for which a column less is as good.
+# sum_squares has no other array with x's columns, so that fewer are as good.
 WRONG_MATRIX_CASES = [
     (function, name, wrong)
     for function, name in MATRIX_ARGUMENTS

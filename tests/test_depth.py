@@ -22,7 +22,7 @@ FLOAT32_STACK = 1e-5
 
 @pytest.fixture(autouse=True, scope="module")
 def one_blas_thread():
-    """On a busy machine a second one made a line of the study take 9 s, not 0.15: it waits."""
+    """On a busy machine a second one waits, and a line of the study takes seconds, not tenths."""
     if importlib.util.find_spec("threadpoolctl") is None:
         yield
         return

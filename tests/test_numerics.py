@@ -24,7 +24,7 @@ SHAPES = ((64, 5), (64, 17), (256, 64), (128, 576), (16, 4096), (4, 16384), (1, 
 
 fromhex = np.vectorize(float.fromhex, otypes=[np.float32])
 
-# Longer than the rest is zeros. Each was beyond 3 ulp, its bound, when x**2 was summed in float32.
+# Each was beyond 3 ulp, its bound, when x**2 was summed in float32.
 COUNTEREXAMPLES = {
     "n = 5": (
         ["0x1.0955e6p0", "0x1.279b9ep-2", "0", "0", "0"],

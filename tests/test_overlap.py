@@ -193,7 +193,7 @@ def test_dx_and_dweight_interleaved(isa, draw):
 @pytest.mark.parametrize("source", ["x", "dy", "weight"])
 @pytest.mark.parametrize("shift", [-40, 0, 1, 100])
 def test_dweight_over_an_input(isa, draw, source, rows, shift):
-    """dweight is written in chunks while the rest of the rows is still to be read."""
+    """dweight is written while the rest of the rows is still to be read."""
     n, memory = 600, draw(8000)
     arguments = {"x": draw(rows, n), "dy": draw(rows, n), "weight": draw(n)}
     shape = arguments[source].shape

@@ -42,7 +42,7 @@ print(*sorted(spent.values()))
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel keeps no times")
 def test_unwanted_workers_sleep(python):
-    """300 calls of two threads take some 200 ms, in which six workers have nothing to do."""
+    """In 300 calls of two threads six workers have nothing to do."""
     *unwanted, _ = map(int, python(UNWANTED).stdout.split())
     assert len(unwanted) == 6
     assert max(unwanted) < 5e6  # ns

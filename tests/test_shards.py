@@ -113,7 +113,7 @@ def test_one_row_alone_is_its_row(problem):
 
 
 def test_the_longest_row_and_the_largest_weight_stay_in_float32(isa):
-    """All of a row in one element: 1 / rms, lifted by 2**63, times a weight of 2**44."""
+    """All of a row in one element: 1 / rms, scaled by 2**63, times a weight of 2**44."""
     x, weight = np.eye(1, 64, dtype=np.float32), np.full(64, 2.0**44, np.float32)
     y = fastrms.rms_scale(x, np.ones(1), 2**40 - 1, weight, 0.0)
     assert ulps(y, reference.rms_scale(x, np.ones(1), 2**40 - 1, weight, 0.0)) <= FORWARD_ULP
