@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-/* Wherever the compiler has atomics of GCC's form and the system a way to sleep; a gate says 0. */
+/* Where the compiler has atomics of GCC's form and the system a way to sleep; gate `plain` says 0. */
 #if (defined(__GNUC__) || defined(__clang__)) && !defined(POOL_EXISTS)
 #define POOL_EXISTS 1
 

@@ -112,7 +112,7 @@ typedef struct fastrms_functions {
                               ptrdiff_t rows, ptrdiff_t n, ptrdiff_t size,
                               double eps, double weight_offset, int accumulate, int threads);
 
-    /* What the two above need: with threads = 1 some 32 n bytes, with 0 at most 800 n. Of bad sizes
+    /* What the backward functions need: with threads = 1 some 32 n bytes, with 0 at most 800 n. Of bad sizes
      * 0, which the call then refuses. */
     size_t (*scratch_bytes)(ptrdiff_t rows, ptrdiff_t n, int threads);
 } fastrms_functions;
