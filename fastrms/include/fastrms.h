@@ -112,8 +112,8 @@ typedef struct fastrms_functions {
                               ptrdiff_t rows, ptrdiff_t n, ptrdiff_t size,
                               double eps, double weight_offset, int accumulate, int threads);
 
-    /* What the backward functions need: with threads = 1 some 32 n bytes, with 0 at most 800 n. Of bad sizes
-     * 0, which the call then refuses. */
+    /* What the backward functions need: with threads = 1 some 32 n bytes, with 0 at most 800 n. Of
+     * bad sizes 0, which the call then refuses. */
     size_t (*scratch_bytes)(ptrdiff_t rows, ptrdiff_t n, int threads);
 } fastrms_functions;
 
