@@ -71,7 +71,7 @@ cdef void gradient_few(float* terms, const Row* row, Py_ssize_t i, Py_ssize_t la
         put_vec(row.dx + i, value, count)
         if kind == ONLY:
             put_vec(terms + i, sum, count)
-        elif kind == GROUP:     # one by one: a vector of what was just stored in parts would wait
+        elif kind == GROUP:     # one by one: a vector load of what was stored in parts waits for it
             store(products, sum)
             for k in range(count):
                 terms[i + k] = terms[i + k] + products[k]
@@ -87,7 +87,7 @@ cdef inline void gradient_lines(float* terms, const Row* row, const Row* next, P
     row.dx (n,) OUT, or IN-OUT to ACCUMULATE; terms (n,) OUT, or IN-OUT for a GROUP.
     """
     cdef vec sum = splat(0), factor = splat(0), value
-    cdef Row one = row[0], two = next[0]    # copies, which no store of a vector may be to
+    cdef Row one = row[0], two = next[0]    # copies, which no store through a pointer may change
     cdef const float* weight = job.factor32
     cdef vec inv_rms = splat(one.inv32), slope = splat(one.slope)
     cdef vec next_inv_rms = splat(two.inv32), next_slope = splat(two.slope)
@@ -187,7 +187,7 @@ cdef inline void gradient_wide_part(double* dweight, float* dx, const float* dy,
     cdef wide g = take(dy + i, count), xhat = take(x + i, count) * inv_rms
     if job.weight != NULL:
         store_wide(dweight + i, load_wide(dweight + i) + g * xhat)
-        g = g * (splat_wide(job.weight_offset) + take(job.weight + i, count))
+        g = g * factor_at(job, i, count)
     put(dx + i, inv_rms * (g - xhat * mean), count, job.accumulate)
 
 
@@ -245,7 +245,8 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last, double* dw
 
 
 cdef bint backward_few(const Job* job, Py_ssize_t count, float* out) noexcept nogil:
-    """backward for 8 rows at most, dweight straight into out (n,) OUT, if all of them are tame.
+    """backward for 8 rows at most, dweight straight into out (n,) OUT, if float32 will do for
+    all of them (tame).
 
     Else nothing is written, and False comes back. In float64, dweight would be n doubles that are
     zeroed, added to and rounded: beside a single row, the larger part of the work.
@@ -293,10 +294,10 @@ cdef void start_backward(Job* job) noexcept nogil:
 
     job.factor, job.factor32 (n,) OUT; job.weight (n,) IN.
     """
-    cdef wide value, offset = splat_wide(job.weight_offset)
+    cdef wide value
     cdef Py_ssize_t i = 0
     while i < job.n and (job.factor != NULL or job.factor32 != job.weight):
-        value = offset + take(job.weight + i, job.n - i)
+        value = factor_at(job, i, job.n - i)
         if job.factor != NULL:
             store_wide(job.factor + i, value)
         if job.factor32 != job.weight:

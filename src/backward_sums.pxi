@@ -1,8 +1,8 @@
-# Backward, phase one: the sums of a row, and whether it is tame, so that phase two may run in
+# Backward, phase one: the sums of a row, and whether it is tame: whether phase two may run in
 # float32.
 
-# A row is not, and goes by float64, if its 1 / rms, the largest square of dy / rms or its largest
-# |dx| is beyond these: inside, dy / rms * 2**40 (LIFT_DY) is normal, and nothing overflows.
+# A row is not tame, and goes by float64, if its 1 / rms, the largest square of dy / rms or its
+# largest |dx| is beyond these: inside, dy / rms * 2**40 (LIFT_DY) is normal, and nothing overflows.
 cdef double SMALL_ROW_INV = 2.0 ** -17
 cdef double LARGE_ROW_INV = 2.0 ** 40
 cdef double SMALL_DX = 2.0 ** -50
@@ -60,7 +60,7 @@ cdef inline void add_16(Lanes* lanes, const float* dy, const float* x, Py_ssize_
             if factor == PREPARED:
                 g = g * load_wide(job.factor + j)
             elif factor == WEIGHT:
-                g = g * (splat_wide(job.weight_offset) + take(job.weight + j, count - WIDE * k))
+                g = g * factor_at(job, j, count - WIDE * k)
             if count < WIDE * (k + 1):      # an infinite weight_offset times zeros is NaN
                 g = keep_part(g, count - WIDE * k)
             lanes.xx[k] = add_product(lanes.xx[k], x_wide, x_wide)
@@ -78,7 +78,7 @@ cdef inline void sum_by(RowSums* sums, const float* dy, const float* x, Py_ssize
     cdef Py_ssize_t row, i
     cdef vec y
     cdef int k
-    for row in range(rows):     # as in sum_squares
+    for row in range(rows):     # the rows' loop is here as in sum_squares
         for k in range(SIXTEEN):
             lanes.xx[k] = lanes.gx[k] = splat_wide(0)
         for k in range(VECS):

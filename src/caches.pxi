@@ -9,9 +9,10 @@ cdef extern from "cpu.h":
 
 cdef Py_ssize_t L1 = cache_size(1)
 cdef Py_ssize_t L2 = cache_size(2)
-# Whether a software fetch of what comes next pays: of the lines of an output before they are
-# written, on Intel's Sapphire Rapids 0.7 of the time (backward, 16 x 4096, in L2), on AMD's Zen 4
-# 1.06; of the rows of x while an output is streamed, 0.75 there and 1.2 to 1.6 here (4096 x 4096).
+# Whether a software fetch of what comes next pays: of an output's lines before they are written,
+# 0.7 of the time on Intel's Sapphire Rapids, 1.06 on AMD's Zen 4 (backward, 16 x 4096, in L2); of
+# the rows of x while an output is streamed, 0.75 on Sapphire Rapids, 1.2 to 1.6 on Zen 4
+# (4096 x 4096).
 cdef bint FETCHES = cpu_is_intel()
 # A call that reads and writes this many bytes streams its output past the caches. On Zen 4 that
 # pays from half of the 32 MiB on that 8 cores share (512 x 4096: forward 0.75 of the time, backward
@@ -41,8 +42,8 @@ cdef inline void suit_caches(Job* job, Py_ssize_t rows, int arrays, const float*
     one that two rows share cannot be streamed (65536 x 128 on Zen 4: 0.8 of the time on lines, 1.6
     beside them).
     """
-    # Rows in pairs are worth more to backward than rows in level 1: 0.9 of the time (16 x 4096,
-    # Zen 4), 0.92 with rows of 11008. Forward would take 1.1 times as long from level 2.
+    # Rows in pairs are worth more to backward than rows in level 1: on Zen 4 0.9 of the time at
+    # 16 x 4096. Forward would take 1.1 times as long there from level 2.
     cdef Py_ssize_t room = L1 if job.dx == NULL else L2
     cdef bint on_lines = (<size_t>output | <size_t>stride * sizeof(float)) % 64 == 0
     job.stream = (not in_place and job.n >= (64 if on_lines else 512)
@@ -51,5 +52,6 @@ cdef inline void suit_caches(Job* job, Py_ssize_t rows, int arrays, const float*
     job.pass_rows = 8
     while job.pass_rows > 1 and arrays * <Py_ssize_t>sizeof(float) * job.pass_rows * job.n > room:
         job.pass_rows = job.pass_rows // 2
-    # At least 4 KB further on; backward reads two arrays, which no CPU fetches early enough itself.
+    # The row to prefetch is 4 KiB further on at least; backward reads two arrays, which no CPU
+    # fetches early enough itself.
     job.ahead = max(job.pass_rows, 1 + 1024 // max(1, job.n)) if FETCHES or job.dx != NULL else 0

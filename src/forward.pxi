@@ -12,8 +12,7 @@ cdef void rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept n
     cdef double[PASS] squares, inv_rms
     cdef Py_ssize_t count
     cdef const float* x
-    cdef double[MOST_KEPT + LANES] sums
-    cdef Path path = keep(sums, job, last - first)
+    cdef Path path = choose_path(job.weight, job.weight_offset, job.n)
     cdef Way way = choose_way(job)
     memset(squares, 0, sizeof(squares))
     while first < last:
@@ -21,7 +20,7 @@ cdef void rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept n
         x = job.x + first * job.x_stride
         sum_squares(squares, x, job.x_stride, count, job.n)
         invert(inv_rms, squares, job)
-        scale_rows(job.y + first * job.y_stride, x, job.x_stride, inv_rms, sums,
+        scale_rows(job.y + first * job.y_stride, x, job.x_stride, inv_rms,
                    ahead_of(first, last, job), count, job, path, way)
         first += count
     if job.stream:
@@ -37,8 +36,7 @@ cdef void add_rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexce
     cdef Py_ssize_t count
     cdef const float* x
     cdef float* residual
-    cdef double[MOST_KEPT + LANES] sums
-    cdef Path path = keep(sums, job, last - first)
+    cdef Path path = choose_path(job.weight, job.weight_offset, job.n)
     cdef Way way = choose_way(job)
     memset(squares, 0, sizeof(squares))
     while first < last:
@@ -47,7 +45,7 @@ cdef void add_rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last) noexce
         residual = job.residual + first * job.residual_stride
         add_and_sum_squares(squares, residual, x, job.residual_stride, job.x_stride, count, job.n)
         invert(inv_rms, squares, job)
-        scale_rows(job.y + first * job.y_stride, residual, job.residual_stride, inv_rms, sums,
+        scale_rows(job.y + first * job.y_stride, residual, job.residual_stride, inv_rms,
                    ahead_of(first, last, job), count, job, path, way)
         first += count
     if job.stream:
@@ -72,5 +70,5 @@ cdef void rms_scale(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept 
     for row in range(first, last):
         x = job.x + row * job.x_stride
         inv_rms = 1.0 / sqrt(job.squares[row] * job.inv_n + job.eps)
-        scale_rows(job.y + row * job.y_stride, x, job.x_stride, &inv_rms, NULL, x, 1, job,
-                   path, STORE)
+        scale_rows(job.y + row * job.y_stride, x, job.x_stride, &inv_rms, x, 1, job, path,
+                   STORE)

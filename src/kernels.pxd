@@ -39,7 +39,7 @@ ctypedef struct Job:
     # How the job suits this machine's caches. No bit depends on it.
     bint stream             # y or dx outgrows the cache: non-temporal stores, past it
     bint fetch              # else prefetch its lines before they are written
-    Py_ssize_t ahead        # to stream: the row to prefetch meanwhile is so many further on
+    Py_ssize_t ahead        # to stream: how many rows further on the row to prefetch meanwhile is
     Py_ssize_t pass_rows    # 1 to 8: rows that are summed before the first of them is scaled
 
 ctypedef void (*rows_kernel)(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil
@@ -57,6 +57,7 @@ ctypedef struct Table:
     # begins a group of 8, or goes on with one; the last ends it, or leaves it to a further call.
     void (*backward)(const Job* job, Py_ssize_t first, Py_ssize_t last, double* dweight,
                      float* group, bint begins, bint ends) noexcept nogil
+    # dweight (n,) OUT, or NULL, of 8 rows at most; False, and nothing written, if one needs float64
     bint (*backward_few)(const Job* job, Py_ssize_t count, float* out) noexcept nogil
     void (*add_block)(double* dweight, const double* block, Py_ssize_t n) noexcept nogil
     void (*store_dweight)(float* out, const double* dweight, Py_ssize_t n,

@@ -37,7 +37,6 @@ cdef extern from "simd.h" nogil:
     wide widen(const float* source)
     wide widen_half(vec value, int number)
     void narrow(float* target, wide value)
-    vec narrow_both(wide first, wide second)
     vec load_part(const float* source, long count)
     void store_part(float* target, vec value, long count)
     wide widen_part(const float* source, long count)
@@ -46,6 +45,7 @@ cdef extern from "simd.h" nogil:
     void stream(float* target, vec value)
     void stream_fence()
     wide add_product(wide sum, wide a, wide b)
+    vec multiply_add(vec a, vec b, vec c)
     wide root(wide value)
     double total(wide value)
     vec absolute(vec value)
@@ -54,15 +54,8 @@ cdef extern from "simd.h" nogil:
 
 cdef enum:
     LINE = 16       # floats in a cache line
-    DISTANCE = 128  # floats from a line that is written to the one that is asked for
+    DISTANCE = 128  # floats from the line in work to the one that is prefetched
     PASS = 8        # rows at most that are summed before the first of them is scaled
-
-
-cdef inline const float* at(const float* array, Py_ssize_t i) noexcept nogil:
-    """array + i, where NULL stays NULL."""
-    if array == NULL:
-        return NULL
-    return array + i
 
 
 cdef inline vec take_vec(const float* source, Py_ssize_t count) noexcept nogil:
@@ -80,6 +73,11 @@ cdef inline void put_vec(float* target, vec value, Py_ssize_t count) noexcept no
 cdef inline wide take(const float* source, Py_ssize_t count) noexcept nogil:
     """At most WIDE floats as doubles."""
     return widen(source) if count >= WIDE else widen_part(source, count)
+
+
+cdef inline wide factor_at(const Job* job, Py_ssize_t i, Py_ssize_t count) noexcept nogil:
+    """weight_offset + weight for at most WIDE elements, from i on."""
+    return splat_wide(job.weight_offset) + take(job.weight + i, count)
 
 
 cdef inline void put(float* target, wide value, Py_ssize_t count, bint accumulate) noexcept nogil:

@@ -1,9 +1,9 @@
 # The second pass of forward: y = x * inv_rms * weight, by the path that suits the weight.
 
-# x / rms may be subnormal, for an element far below its row's rms or under a large eps. A weight
-# above 2 would then magnify what it lost, so 1 / rms is multiplied by a power of two before the
-# products (LIFT) and the result divided by it after them (LOWER): that is exact. Above 2**44 a
-# weight could overflow on the way.
+# x / rms may be subnormal, for an element far below its row's rms or under a large eps, and a
+# weight above 2 would magnify what it lost. There 1 / rms is lifted: multiplied by a power of two
+# before the products (LIFT), and the result divided by it after them (LOWER), which is exact. Above
+# 2**44 a weight could overflow on the way.
 cdef float PLAIN_WEIGHT = 2.0
 cdef float LIFTED_WEIGHT = 2.0 ** 44
 cdef float LIFT = 2.0 ** 63
@@ -12,22 +12,17 @@ cdef float LOWER = 2.0 ** -63
 # times LIFT.
 cdef double SMALL_INV = 2.0 ** -126
 cdef double LARGE_INV = 2.0 ** 64
-# A sum of weight and weight_offset that cancels is 0 or 2**-53 of the offset, and divided by rms a
-# normal float32: of offsets from 2**-8 on, and of rows with 1 / rms from here on.
-cdef double SMALL_OFFSET = 2.0 ** -8
+# 1 + weight is 0 or at least 2**-24, and divided by rms a normal float32 where 1 / rms is no
+# smaller than this.
 cdef double SMALL_INV_OFFSET = 2.0 ** -64
-
-cdef enum:
-    MOST_KEPT = 1024    # sums, in 8 KiB of level 1
 
 
 cdef enum Path:
     UNWEIGHTED
     PLAIN       # every |weight| is at most 2
     LIFTED      # at most 2**44: with LIFT and LOWER
-    OFFSET      # at most 2**44, as weight_offset is: times (weight_offset + weight) / rms
-    KEPT        # the same, from sums that `keep` left
-    BY_FLOAT64  # larger, or a tiny weight_offset
+    OFFSET      # likewise, and weight_offset is 1, as in every model that has one
+    BY_FLOAT64  # larger, or any other weight_offset
 
 
 cdef enum Way:
@@ -72,59 +67,33 @@ cdef Path choose_path(const float* weight, double weight_offset, Py_ssize_t n) n
         for i in range(n):
             if highest < fabs(weight[i]) < INFINITY:
                 highest = <float>fabs(weight[i])
-    if weight_offset != 0:
-        if highest <= LIFTED_WEIGHT and SMALL_OFFSET <= fabs(weight_offset) <= LIFTED_WEIGHT:
-            return OFFSET
+    if highest > LIFTED_WEIGHT or weight_offset not in (0, 1):
         return BY_FLOAT64
-    if highest <= PLAIN_WEIGHT:
-        return PLAIN
-    return LIFTED if highest <= LIFTED_WEIGHT else BY_FLOAT64
-
-
-cdef Path keep(double* sums, const Job* job, Py_ssize_t rows) noexcept nogil:
-    """choose_path for so many rows. sums (MOST_KEPT,) OUT: of weights and offset, if it is KEPT."""
-    cdef Py_ssize_t i = 0
-    cdef Path path = choose_path(job.weight, job.weight_offset, job.n)
-    if path != OFFSET or rows < 4 or job.n > MOST_KEPT:
-        return path
-    while i < job.n:
-        store_wide(sums + i, splat_wide(job.weight_offset) + take(job.weight + i, job.n - i))
-        i += WIDE
-    return KEPT
+    if weight_offset == 1:
+        return OFFSET
+    return PLAIN if highest <= PLAIN_WEIGHT else LIFTED
 
 
 cdef struct Scale:      # what the elements of a row are multiplied by
     float inv_rms       # times LIFT if LIFTED
     const float* weight
-    double inv_rms64    # and offset, of OFFSET
-    double offset
-    const double* sums  # KEPT
-
-
-cdef inline wide sum_at(const Scale* by, Py_ssize_t i, Py_ssize_t count, Path path) noexcept nogil:
-    """weight_offset + weight for WIDE elements, of which count are in the row."""
-    if count <= 0:
-        return splat_wide(0)
-    if path == KEPT:
-        return load_wide(by.sums + i)
-    return splat_wide(by.offset) + take(by.weight + i, count)
 
 
 cdef inline vec scaled(vec x, const Scale* by, Py_ssize_t i, Py_ssize_t count,
                        Path path) noexcept nogil:
     """y of at most VEC elements: 1 u for inv_rms, 1 u a product. LIFT and LOWER change no bits.
 
-    With an offset: 1 u for the factor, which is rounded once, and 1 u for the product.
+    With an offset weight / rms + 1 / rms is rounded once, however the sum cancels: 1 u too.
     """
-    cdef wide inv = splat_wide(by.inv_rms64)
+    cdef vec weight, inv_rms = splat(by.inv_rms)
     if path == UNWEIGHTED:
-        return x * splat(by.inv_rms)
-    if path == OFFSET or path == KEPT:
-        return x * narrow_both(sum_at(by, i, count, path) * inv,
-                               sum_at(by, i + WIDE, count - WIDE, path) * inv)
+        return x * inv_rms
+    weight = take_vec(by.weight + i, count)
+    if path == OFFSET:
+        return x * multiply_add(weight, inv_rms, inv_rms)
     if path == LIFTED:
-        return x * splat(by.inv_rms) * take_vec(by.weight + i, count) * splat(LOWER)
-    return x * splat(by.inv_rms) * take_vec(by.weight + i, count)
+        return x * inv_rms * weight * splat(LOWER)
+    return x * inv_rms * weight
 
 
 cdef inline void scale_vec(float* y, const float* x, const float* ahead, const Scale* by,
@@ -153,8 +122,8 @@ cdef inline void scale_few(float* y, const float* x, const Scale* by, Py_ssize_t
 
 cdef inline void scale_row(float* y, const float* x, const Scale* by, Py_ssize_t n,
                            const float* ahead, Path path, Way way) noexcept nogil:
-    """y = x times its factor. y (n,) OUT, or IN-OUT to ACCUMULATE; x, ahead (n,) IN: ahead is what
-    to prefetch to STREAM.
+    """y = x times its factor. y (n,) OUT, or IN-OUT to ACCUMULATE; x, ahead (n,) IN: ahead is the
+    row to prefetch while this one is streamed.
 
     The first floats go alone if that puts y on cache lines: NumPy's large arrays start 16 bytes
     past one, and stores (mostly loads too) that straddle two lines cost 1.2 to 1.5 times in cache,
@@ -176,16 +145,15 @@ cdef inline void scale_row(float* y, const float* x, const Scale* by, Py_ssize_t
 
 
 cdef inline void scale_by(float* y, const float* x, Py_ssize_t x_stride, const double* inv_rms,
-                          const double* sums, const float* ahead, Py_ssize_t rows, const Job* job,
-                          Path path, Way way) noexcept nogil:
+                          const float* ahead, Py_ssize_t rows, const Job* job, Path path,
+                          Way way) noexcept nogil:
     """scale_row for the rows of a pass, those that float32 holds; the others in float64."""
     cdef Py_ssize_t row
     cdef Scale by
-    cdef double least = SMALL_INV_OFFSET if path == OFFSET or path == KEPT else SMALL_INV
-    by.weight, by.offset, by.sums = job.weight, job.weight_offset, sums
+    cdef double least = SMALL_INV_OFFSET if path == OFFSET else SMALL_INV
+    by.weight = job.weight
     for row in range(rows):
         if least <= inv_rms[row] <= LARGE_INV:
-            by.inv_rms64 = inv_rms[row]
             by.inv_rms = <float>inv_rms[row] * LIFT if path == LIFTED else <float>inv_rms[row]
             scale_row(y, x, &by, job.n, ahead, path, way)
         else:
@@ -196,38 +164,36 @@ cdef inline void scale_by(float* y, const float* x, Py_ssize_t x_stride, const d
 
 
 cdef inline void scale_path(float* y, const float* x, Py_ssize_t x_stride, const double* inv_rms,
-                            const double* sums, const float* ahead, Py_ssize_t rows, const Job* job,
-                            Path path, Way way) noexcept nogil:
+                            const float* ahead, Py_ssize_t rows, const Job* job, Path path,
+                            Way way) noexcept nogil:
     """scale_by, compiled for each way."""
     if way == STORE:
-        scale_by(y, x, x_stride, inv_rms, sums, ahead, rows, job, path, STORE)
+        scale_by(y, x, x_stride, inv_rms, ahead, rows, job, path, STORE)
     elif way == FETCH:
-        scale_by(y, x, x_stride, inv_rms, sums, ahead, rows, job, path, FETCH)
+        scale_by(y, x, x_stride, inv_rms, ahead, rows, job, path, FETCH)
     elif way == STREAM:
-        scale_by(y, x, x_stride, inv_rms, sums, ahead, rows, job, path, STREAM)
+        scale_by(y, x, x_stride, inv_rms, ahead, rows, job, path, STREAM)
     else:
-        scale_by(y, x, x_stride, inv_rms, sums, ahead, rows, job, path, ACCUMULATE)
+        scale_by(y, x, x_stride, inv_rms, ahead, rows, job, path, ACCUMULATE)
 
 
 cdef void scale_rows(float* y, const float* x, Py_ssize_t x_stride, const double* inv_rms,
-                     const double* sums, const float* ahead, Py_ssize_t rows, const Job* job,
-                     Path path, Way way) noexcept nogil:
+                     const float* ahead, Py_ssize_t rows, const Job* job, Path path,
+                     Way way) noexcept nogil:
     """y = x / rms * (weight_offset + weight) for the rows of a pass.
 
-    y (rows, n) OUT, or IN-OUT to ACCUMULATE; x (rows, n), inv_rms (rows,) IN; sums (n,) IN if KEPT;
-    ahead (rows, n) is prefetched meanwhile to STREAM.
+    y (rows, n) OUT, or IN-OUT to ACCUMULATE; x (rows, n), inv_rms (rows,) IN; ahead (rows, n) is
+    prefetched meanwhile to STREAM.
     """
     cdef Py_ssize_t row
     if path == PLAIN:
-        scale_path(y, x, x_stride, inv_rms, sums, ahead, rows, job, PLAIN, way)
+        scale_path(y, x, x_stride, inv_rms, ahead, rows, job, PLAIN, way)
     elif path == UNWEIGHTED:
-        scale_path(y, x, x_stride, inv_rms, sums, ahead, rows, job, UNWEIGHTED, way)
+        scale_path(y, x, x_stride, inv_rms, ahead, rows, job, UNWEIGHTED, way)
     elif path == LIFTED:
-        scale_path(y, x, x_stride, inv_rms, sums, ahead, rows, job, LIFTED, way)
+        scale_path(y, x, x_stride, inv_rms, ahead, rows, job, LIFTED, way)
     elif path == OFFSET:
-        scale_path(y, x, x_stride, inv_rms, sums, ahead, rows, job, OFFSET, way)
-    elif path == KEPT:
-        scale_path(y, x, x_stride, inv_rms, sums, ahead, rows, job, KEPT, way)
+        scale_path(y, x, x_stride, inv_rms, ahead, rows, job, OFFSET, way)
     else:
         for row in range(rows):
             scale_wide(y + row * job.y_stride, x + row * x_stride, inv_rms[row], job,
@@ -238,7 +204,7 @@ cdef inline void scale_wide_part(float* y, const float* x, Py_ssize_t i, Py_ssiz
                                  wide inv_rms, const Job* job, bint accumulate) noexcept nogil:
     cdef wide value = take(x + i, count) * inv_rms
     if job.weight != NULL:
-        value = value * (splat_wide(job.weight_offset) + take(job.weight + i, count))
+        value = value * factor_at(job, i, count)
     put(y + i, value, count, accumulate)
 
 

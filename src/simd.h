@@ -103,23 +103,19 @@ static inline void narrow(float *to, wide value) {
 #endif
 }
 
-/* Twice as many doubles rounded to a vec; of a vec of one float only the first. */
+/* Twice as many doubles rounded to a vec, for SSE2 and other vectors of four floats. */
+#if VEC == 4
 static inline vec narrow_both(wide first, wide second) {
-#if defined(__AVX512F__)
-    return (vec)_mm512_castpd_ps(_mm512_insertf64x4(
-        _mm512_castps_pd(_mm512_castps256_ps512(_mm512_cvtpd_ps((__m512d)first))),
-        _mm256_castps_pd(_mm512_cvtpd_ps((__m512d)second)), 1));
-#elif defined(__AVX__)
-    return (vec)_mm256_set_m128(_mm256_cvtpd_ps((__m256d)second), _mm256_cvtpd_ps((__m256d)first));
-#elif defined(__SSE2__)
+#if defined(__SSE2__)
     return (vec)_mm_movelh_ps(_mm_cvtpd_ps((__m128d)first), _mm_cvtpd_ps((__m128d)second));
 #else
-    float values[2 * WIDE];
+    float values[VEC];
     narrow(values, first);
     narrow(values + WIDE, second);
     return load(values);
 #endif
 }
+#endif
 
 /* The first `count` < VEC floats; zeros stand for the others, whose memory is not touched. */
 static inline vec load_part(const float *from, long count) {
@@ -212,6 +208,34 @@ static inline wide add_product(wide sum, wide a, wide b) {
     return (wide)vfmaq_f64((float64x2_t)sum, (float64x2_t)a, (float64x2_t)b);
 #else
     return sum + a * b;
+#endif
+}
+
+#if VEC > 1
+/* a + b rounded to odd: what is not exact ends in a one, so that rounding it once more, to float32,
+ * is the same as rounding a + b at once (Boldo & Melquiond 2008). */
+static inline wide add_to_odd(wide a, wide b) {
+    const wide sum = a + b, part = sum - a, lost = (a - (sum - part)) + (b - part);
+    const wide_bits sign = (wide_bits)sum & INT64_MIN;
+    const wide_bits outward = (wide)((wide_bits)lost ^ sign) < splat_wide(0);
+    const wide_bits inexact = (lost < splat_wide(0)) | (lost > splat_wide(0));   /* not of Inf */
+    return (wide)(((wide_bits)sum + outward) | (inexact & 1));
+}
+#endif
+
+/* a * b + c, rounded once. */
+static inline vec multiply_add(vec a, vec b, vec c) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#elif VEC > 1
+    return narrow_both(add_to_odd(widen_half(a, 0) * widen_half(b, 0), widen_half(c, 0)),
+                       add_to_odd(widen_half(a, 1) * widen_half(b, 1), widen_half(c, 1)));
+#else
+    return fmaf(a, b, c);
 #endif
 }
 

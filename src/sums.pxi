@@ -52,8 +52,8 @@ cdef void sum_squares(double* squares, const float* x, Py_ssize_t stride, Py_ssi
                       Py_ssize_t n) noexcept nogil:
     """The sums of x**2. squares (rows,) OUT; x (rows, n) IN.
 
-    The rows' loop is here so that the loops over the lanes are inner ones: those GCC unrolls while
-    it can still keep the lanes in registers.
+    The rows' loop is here since GCC keeps the lanes in registers only where their loops are inner
+    ones.
     """
     cdef wide[WIDES] lanes
     cdef Py_ssize_t row, i

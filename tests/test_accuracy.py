@@ -212,6 +212,20 @@ def test_weight_that_cancels_its_offset(isa, rng, weight_offset):
     _assert_backward(dx, dweight, dy, x, weight, 1e-5, weight_offset)
 
 
+@pytest.mark.parametrize("largest", [-1, 1, 23, 44, 127])
+def test_one_plus_weights_of_every_size(isa, rng, largest):
+    """Up to 2**44 a weight and the offset are multiplied and added at once; beyond in float64."""
+    powers = np.ldexp(np.float32(1), np.arange(-149, largest + 1))
+    sizes = np.concatenate([powers, np.nextafter(powers, np.float32(0)), powers * np.float32(0.75)])
+    between = np.ldexp(rng.uniform(0.5, 1, 1000), rng.integers(-30, largest, 1000))
+    sizes = np.concatenate([sizes, between.astype(np.float32), 1 + np.ldexp(1.0, -np.arange(24))])
+    weight = np.concatenate([sizes, -sizes]).astype(np.float32)
+    x = rng.standard_normal((3, weight.size), dtype=np.float32)
+    x[:, ::7] = 1
+    exact = reference.rms_norm(x, weight, weight_offset=1.0)
+    assert ulps(fastrms.rms_norm(x, weight, weight_offset=1.0), exact) <= FORWARD_ULP
+
+
 @pytest.mark.parametrize("eps", [1e-30, 1e-12, 1e-5, 0.5, 1e6, 1e30])
 @pytest.mark.parametrize("scale", SCALES)
 def test_eps(isa, rng, scale, eps):
