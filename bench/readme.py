@@ -60,7 +60,8 @@ def summary(record, picture):
     ahead = {}
     for row in record["rows"]:
         ours, _, best = against_the_best(row)
-        where = f"{OPS[row['op']].label} of {row['rows']} x {row['n']}, {row['threads']} threads"
+        shape = f"{row['rows']} x {row['n']}"
+        where = f"{OPS[row['op']].label} of {shape}, {in_words(row['threads'])}"
         ahead[where] = ours / best
     worst = min(ahead, key=ahead.get)
     first = sum(ratio >= 1 for ratio in ahead.values())
@@ -78,6 +79,10 @@ def untrusted_note(record):
     return f"; ? where rounds differed by more than {limit:.0%}"
 
 
+def in_words(threads):
+    return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
 def table(record, threads):
     """Return the markdown table of one thread count: a line a shape, a column an op."""
     rows = {}
@@ -86,8 +91,7 @@ def table(record, threads):
         if row["threads"] == threads and name not in PICTURE:
             rows.setdefault(name, {})[row["op"]] = row
     ops = [op for op in OPS if any(op in cells for cells in rows.values())]
-    title = f"{threads} thread{'s' if threads > 1 else ''}"
-    lines = [[title, *(OPS[op].label for op in ops)], ["---:", *("---" for _ in ops)]]
+    lines = [[in_words(threads), *(OPS[op].label for op in ops)], ["---:", *("---" for _ in ops)]]
     for name, cells in rows.items():
         lines.append([name.replace("x", " x "), *(cell(cells.get(op)) for op in ops)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -12,7 +12,7 @@ import pytest
 
 import fastrms
 
-REASON = 'the example needs {}: pip install "fastrms[examples]"'
+REASON = 'the example needs {}: pip install ".[examples]" in the checkout'
 gguf = pytest.importorskip("gguf", reason=REASON.format("gguf"))
 pytest.importorskip("tokenizers", reason=REASON.format("tokenizers"))
 

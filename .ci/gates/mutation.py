@@ -76,15 +76,15 @@ TYPES = {
 }
 # What these lines decide is when a result comes, not which: a fetch, a fence, a row to fetch; the
 # sizes from which a call streams, aligns, uses threads or lets go of the GIL; the rows of a pass;
-# pieces between two signals; which sums are kept; how many floats a turn takes. A tail of no float,
+# pieces between two signals; how many floats a turn takes. A tail of no float,
 # and a vector that is set before it is read, too.
 SPEED = re.compile(
     r"fetch|FETCHES|ahead|stream_fence|n >= 256|pass_rows|pairs|RELEASE_GIL|parallel_from|"
-    r"PIECE|piece|suit_caches|elements \* |ITEMS|brief|if i < n:|= splat\(0\)|MOST_KEPT|"
+    r"PIECE|piece|suit_caches|elements \* |ITEMS|brief|if i < n:|= splat\(0\)|"
     r"LANES <= end"
 )
 # At the very border of a range the two ways to compute are both right.
-BORDER = re.compile(r"SMALL_|LARGE_|TRUSTED|_WEIGHT")
+BORDER = re.compile(r"SMALL_|LARGE_|_WEIGHT")
 NOT_CODE = re.compile(
     r"\s*(cdef (extern|inline|enum|struct)\b.*:|cdef [^=]*$|.*\) except -1|include|c?import|from|"
     r"\w+ = \d+ *#|return 0$|double PyFloat)"
