@@ -75,7 +75,7 @@ def measure(command):
     """Run a table's command; return its line and what it printed, fenced unless it is Markdown."""
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     run = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    printed = run.stdout.strip()
+    printed = run.stdout.strip("\n")
     if "| --- |" not in printed:
         printed = f"```text\n$ {command}\n{printed}\n```"
     isa = show_config("dicts")["instruction set"]["in use"]
