@@ -1,6 +1,6 @@
 """Call every kernel on every path, in fresh arrays that end where their last row ends.
 
-For memcheck, under which the suite would take an hour: this compares nothing.
+For memcheck, under which the suite would take an hour, and ASan: this compares nothing.
 """
 
 import itertools
