@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Mutants of the kernels and the door: one operator or constant changed, and the tests must fail.
 
-20 of them, chosen by a digest of their text, or all with FULL=1. One instruction set is built, so
-that no mutant is found by comparing it with unchanged kernels. A mutant that hangs or crashes is
-dead. Survivors that change no result are listed in survivors.txt, each with a reason; only FULL=1
-tries those, since what survives takes every test.
+20 of them, chosen by a digest of their text; all with FULL=1; with a commit, as in `mutation.py
+main`, those on the lines that were changed since. One instruction set is built, so that no mutant
+is found by comparing it with unchanged kernels. A mutant that hangs or crashes is dead. Survivors
+that change no result are listed in survivors.txt, each with a reason; only FULL=1 tries those,
+since what survives takes every test.
 """
 
 import hashlib
@@ -124,7 +125,7 @@ def mutants(file):
         if new is None:
             continue
         row, text = token.start[0] - 1, token.line.rstrip("\n")
-        border = token.string in ("<", "<=") and BORDER.search(text)
+        border = token.string in ("<", "<=", ">") and BORDER.search(text)
         if border or SPEED.search(text) or signature(lines, row):
             continue
         yield Mutant(file, row + 1, token.start[1], token.end[1], new, functions[row], text)
@@ -222,7 +223,8 @@ def build(scratch, module):
 
 
 def chosen(known):
-    """Return all mutants, and those to run: all, or of those not known the smallest digests.
+    """Return all mutants, and those to run: all, or those not known on changed lines or, without
+    a commit, of the smallest digests.
 
     So a change of the source changes the sample only where it changes a line of it.
     """
@@ -231,8 +233,29 @@ def chosen(known):
         return every, every
     keys = {mutant.key(): mutant for mutant in every}
     digests = {hashlib.sha256(key.encode()).digest(): keys[key] for key in keys.keys() - known}
-    sample = [digests[digest] for digest in sorted(digests)[:SAMPLE]]
+    sample = [digests[digest] for digest in sorted(digests)]
+    if sys.argv[1:]:
+        lines = changed_lines(sys.argv[1])
+        sample = [mutant for mutant in sample if (mutant.file, mutant.line) in lines]
+    else:
+        sample = sample[:SAMPLE]
     return every, sorted(sample, key=lambda mutant: FILES[mutant.file][0])
+
+
+def changed_lines(commit):
+    """Return the file and number of each line of src/ that is not in a commit."""
+    command = ["git", "diff", "--unified=0", "--no-prefix", "--relative=src", commit]
+    diff = subprocess.run(
+        command, cwd=scratch_build.CHECKOUT, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    lines, file = set(), ""
+    for line in diff.splitlines():
+        if match := re.match(r"\+\+\+ (.*)", line):
+            file = match[1]
+        elif match := re.match(r"@@ .* \+(\d+),?(\d*) @@", line):
+            first, count = int(match[1]), int(match[2] or 1)
+            lines |= {(file, number) for number in range(first, first + count)}
+    return lines
 
 
 def main():
@@ -254,7 +277,7 @@ def main():
         print(f"mutation: dead, though in {SURVIVORS.name}: {key}")
     judged = dead + len(set(keys["survives"]) - explained)
     print(
-        f"mutation: {dead} of {judged} killed ({100 * dead / judged:.1f} %), and "
+        f"mutation: {dead} of {judged} killed ({100 * dead / max(1, judged):.1f} %), and "
         f"{len(explained)} listed as changing no result; {len(share)} of {len(every)} tried, "
         f"{len(keys['invalid'])} do not compile ({time.monotonic() - start:.0f} s)"
     )
