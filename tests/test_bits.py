@@ -56,6 +56,20 @@ def test_instruction_sets_and_threads(restore, shape, scaled, draw, eps):
     assert [key for key, results in seen.items() if results != first] == []
 
 
+@pytest.mark.parametrize("largest", [1, 8])
+def test_forward_rounds_where_numerics_says(isa, draw, largest):
+    """The steps of docs/numerics.md, by NumPy: weights by either path, and 1 + weight."""
+    x, weight = draw(5, 129), draw(129)
+    weight[3] = largest
+    mean = np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)
+    inv_rms = (1 / np.sqrt(mean + 1e-5)).astype(np.float32)
+    factor = (weight.astype(np.float64) * inv_rms + inv_rms).astype(np.float32)
+    assert fastrms.rms_norm(x).tobytes() == (x * inv_rms).tobytes()
+    assert fastrms.rms_norm(x, weight).tobytes() == (x * inv_rms * weight).tobytes()
+    y = fastrms.rms_norm(x, weight, weight_offset=1.0)
+    assert y.tobytes() == (x * factor).tobytes()
+
+
 @pytest.mark.parametrize("special", [np.nan, -np.nan, np.inf, -np.inf])
 def test_instruction_sets_on_nan_and_inf(restore, draw, special):
     """The sign of a NaN is a bit like any other."""
