@@ -2,7 +2,7 @@
 that the contract names, with nothing changed.
 
 Which refusals are right is decided by `faults`, written from the contract and not from the door.
-`--hypothesis-profile=ci` runs 20,000 examples, `soak` other ones each time, and ten times as many.
+`--hypothesis-profile=ci` runs 10,000 examples; `soak` other ones each time, twenty times as many.
 """
 
 from contextlib import contextmanager
