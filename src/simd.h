@@ -103,10 +103,10 @@ static inline void narrow(float *to, wide value) {
 #endif
 }
 
-/* Twice as many doubles rounded to a vec, for SSE2 and other vectors of four floats. */
-#if VEC == 4
+/* Twice as many doubles rounded to a vec, where multiply_add needs it. */
+#if VEC > 1
 static inline vec narrow_both(wide first, wide second) {
-#if defined(__SSE2__)
+#if defined(__SSE2__) && VEC == 4
     return (vec)_mm_movelh_ps(_mm_cvtpd_ps((__m128d)first), _mm_cvtpd_ps((__m128d)second));
 #else
     float values[VEC];

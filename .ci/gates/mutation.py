@@ -78,12 +78,11 @@ TYPES = {
 }
 # What these lines decide is when a result comes, not which: a fetch, a fence, a row to fetch; the
 # sizes from which a call streams, aligns, uses threads or lets go of the GIL; the rows of a pass;
-# pieces between two signals; how many floats a turn takes. A tail of no float,
-# and a vector that is set before it is read, too.
+# pieces between two signals; how many floats a turn takes. A tail of no float, and a vector that is
+# set before it is read, too.
 SPEED = re.compile(
     r"fetch|FETCHES|ahead|stream_fence|n >= 256|pass_rows|pairs|RELEASE_GIL|parallel_from|"
-    r"PIECE|piece|suit_caches|elements \* |ITEMS|brief|if i < n:|= splat\(0\)|"
-    r"LANES <= end"
+    r"PIECE|piece|suit_caches|elements \* |ITEMS|brief|if i < n:|= splat\(0\)|LANES <= end"
 )
 # At the very border of a range the two ways to compute are both right.
 BORDER = re.compile(r"SMALL_|LARGE_|_WEIGHT")
