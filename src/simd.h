@@ -221,9 +221,18 @@ static inline wide add_to_odd(wide a, wide b) {
     const wide_bits inexact = (lost < splat_wide(0)) | (lost > splat_wide(0));   /* not of Inf */
     return (wide)(((wide_bits)sum + outward) | (inexact & 1));
 }
+
+/* Whether one of these lies halfway between two normal floats: 29 bits are cut off, the first is a
+ * one. (The upper words are looked at too: they look so at 2**-255 and 2**257 alone.) */
+static inline int any_halfway(wide a, wide b) {
+    const vec_bits halfway = ((vec_bits)a << 3 == INT32_MIN) | ((vec_bits)b << 3 == INT32_MIN);
+    int64_t any = 0;
+    for (int k = 0; k < WIDE; k++) any |= ((wide_bits)halfway)[k];
+    return any != 0;
+}
 #endif
 
-/* a * b + c, rounded once. */
+/* a * b + c, rounded once; it is zero, Inf, NaN or a normal float. */
 static inline vec multiply_add(vec a, vec b, vec c) {
 #if defined(__AVX512F__)
     return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -232,8 +241,12 @@ static inline vec multiply_add(vec a, vec b, vec c) {
 #elif defined(__aarch64__)
     return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #elif VEC > 1
-    return narrow_both(add_to_odd(widen_half(a, 0) * widen_half(b, 0), widen_half(c, 0)),
-                       add_to_odd(widen_half(a, 1) * widen_half(b, 1), widen_half(c, 1)));
+    /* The products are exact, and only a sum that float64 rounds to halfway would go a wrong way. */
+    const wide first = widen_half(a, 0) * widen_half(b, 0), c_first = widen_half(c, 0);
+    const wide second = widen_half(a, 1) * widen_half(b, 1), c_second = widen_half(c, 1);
+    if (any_halfway(first + c_first, second + c_second))
+        return narrow_both(add_to_odd(first, c_first), add_to_odd(second, c_second));
+    return narrow_both(first + c_first, second + c_second);
 #else
     return fmaf(a, b, c);
 #endif

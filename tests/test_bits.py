@@ -70,6 +70,23 @@ def test_forward_rounds_where_numerics_says(isa, draw, largest):
     assert y.tobytes() == (x * factor).tobytes()
 
 
+def test_one_plus_weights_halfway_between_floats(isa, rng):
+    """weight / rms + 1 / rms is rounded once, also where float64 would round it to halfway first."""
+    rms = rng.uniform(0.5, 2, (300, 1)).astype(np.float32)
+    inv_rms = (1 / np.sqrt(rms.astype(np.float64) ** 2 + 1e-5)).astype(np.float32)
+    weight = (np.spacing(inv_rms) * (np.arange(-12, 12) + 0.5) / inv_rms).astype(np.float32).ravel()
+    x = np.repeat(rms, weight.size, axis=1)
+    product = weight.astype(np.float64) * inv_rms
+    total = product + inv_rms
+    lost = product - (total - inv_rms)
+    halfway = (total.view(np.int64) % 2**29 == 2**28) & (lost != 0)
+    once = np.where(halfway, np.nextafter(total, np.copysign(np.inf, lost)), total)
+    factor = once.astype(np.float32)
+    assert np.count_nonzero(factor != total.astype(np.float32)) > 20
+    y = fastrms.rms_norm(x, weight, weight_offset=1.0)
+    assert y.tobytes() == (x * factor).tobytes()
+
+
 @pytest.mark.parametrize("special", [np.nan, -np.nan, np.inf, -np.inf])
 def test_instruction_sets_on_nan_and_inf(restore, draw, special):
     """The sign of a NaN is a bit like any other."""
