@@ -143,7 +143,7 @@ SPECIALS = {
     "parallel": parallel,
     "large eps": lambda case: case._replace(eps=1e30),
     "small eps": lambda case: case._replace(eps=1e-300),
-    "weights above 4": with_weight(5, -1e10, 0.5),
+    "weights above 2": with_weight(5, -1e10, 0.5),
     "weights above 2**44": with_weight(1e30, 1, -1e-30),
     "weights that cancel 1": with_weight(-1, -1 + 2.0**-24, -2),
     "weights inf and nan": with_weight(1, np.inf, 2, 0, np.nan, 3, -0.0),
