@@ -43,7 +43,7 @@ def rms_norm(
     Gradients flow to `x` and `weight`; they have none of their own. Where a tensor is not float32
     or not on the CPU this is `torch.nn.functional.rms_norm`.
     """
-    if takes(x, weight):
+    if takes(x=x, weight=weight):
         op = OPS.rms_norm if wants_gradient(x, weight) else OPS.rms_norm_forward
         return cast(Tensor, op.default(x, weight, eps, weight_offset))
     if weight is not None and weight_offset:
@@ -60,7 +60,7 @@ def add_rms_norm(
     weight_offset: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Return ``rms_norm(residual + x)`` and ``residual + x``, both new; gradients flow to all."""
-    if takes(x, residual, weight):
+    if takes(x=x, residual=residual, weight=weight):
         y, total = OPS.add_rms_norm.default(x, residual, weight, eps, weight_offset)
         return y, total
     total = residual + x
@@ -82,18 +82,20 @@ def add_rms_norm_(
     """
     if wants_gradient(x, residual, weight):
         raise RuntimeError("add_rms_norm_ has no gradient: use add_rms_norm, or torch.no_grad()")
-    if takes(x, residual, weight):
+    if takes(x=x, residual=residual, weight=weight):
         return cast(Tensor, OPS.add_rms_norm_.default(x, residual, weight, eps, weight_offset))
     residual += x
     return rms_norm(residual, weight, eps, weight_offset=weight_offset)
 
 
-def takes(*tensors):
-    """Whether fastrms computes with these: float32, on the CPU. An operator refuses what is no
-    tensor, by its argument's name."""
-    for tensor in tensors:
-        if isinstance(tensor, Tensor) and not (tensor.dtype is torch.float32 and tensor.is_cpu):
-            return False
+def takes(**tensors):
+    """Whether fastrms computes with these, each a tensor or None: float32, on the CPU."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            if not (tensor.dtype is torch.float32 and tensor.is_cpu):
+                return False
+        elif tensor is not None:
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     return True
 
 
@@ -144,6 +146,8 @@ def add_kernel(x, residual, weight, eps, weight_offset):
 
 
 def add_in_place_kernel(x, residual, weight, eps, weight_offset):
+    if any(residual.stride(axis) == 0 < size - 1 for axis, size in enumerate(residual.shape)):
+        raise ValueError("residual must have memory for each element, got an expanded tensor")
     y = new(x)
     arrays = array(x), array(residual), array(weight)
     fastrms.add_rms_norm(*arrays, eps, weight_offset=weight_offset, out=array(y))
@@ -219,7 +223,7 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] == self.normalized_shape and takes(x, self.weight):
+        if x.shape[-1:] == self.normalized_shape and takes(x=x, weight=self.weight):
             return rms_norm(x, self.weight, default_eps(self.eps))
         return super().forward(x)
 
@@ -235,6 +239,8 @@ def patch(model: nn.Module) -> int:
     is a doubt a module is left alone. Each stays the object it is, with its parameters, hooks and
     names; only its class changes, to a subclass. In place, for good.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     count = 0
     for module in model.modules():
         found = None if isinstance(module, (Patched, RMSNorm)) else _torch_probe.find(module)
@@ -258,7 +264,7 @@ def patched(cls, eps_name, input_name, weight_offset):
             and x.ndim in _torch_probe.RANKS
             and x.shape[-1:] == weight.shape
             and is_eps(eps)
-            and takes(x, weight)
+            and takes(x=x, weight=weight)
         ):
             return rms_norm(x, weight, default_eps(eps), weight_offset=weight_offset)
         return cls.forward(self, *given, **named)

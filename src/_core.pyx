@@ -65,7 +65,7 @@ include "shards.pxi"
 include "capi.pxi"
 
 
-def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accumulate=False):
+def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, accumulate=False):
     """Divide each row of `x` by its root mean square, then scale it by `weight`.
 
     ``y = x / sqrt(mean(x**2) + eps) * (weight_offset + weight)``, over the last axis.
@@ -95,7 +95,7 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
         If an array is not native float32 (nothing is converted silently), or is masked.
     ValueError
         If a shape does not fit, eps is negative or NaN, `out` is read-only, or `accumulate` has
-        no `out` to add to. After a refusal every array is as it was.
+        no `out` to add to or is a name. After a refusal every array is as it was.
 
     Notes
     -----
@@ -121,13 +121,14 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     cdef cnp.ndarray x_in, w, y, x_rows, w_row, y_rows
     cdef object result = out
     cdef Py_ssize_t rows
+    cdef bint adds = take_accumulate(accumulate, False) != 0
     take_numbers(&job, eps, weight_offset)
     x_in, w, y = as_array(x, "x"), as_array(weight, "weight"), as_array(out, "out")
-    start_job(&job, x_in, accumulate)
+    start_job(&job, x_in, adds)
     if w is not None:
         check_vector(w, "weight", job.n)
     if y is None:
-        if accumulate:
+        if adds:
             raise ValueError("accumulate=True needs out=, an array to add to")
         y = result = new_like(x_in)
     else:
@@ -138,7 +139,7 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, bint accu
     x_rows, y_rows = input_rows(apart(x_in, y)), output_rows(y)
     place(&job, axes, x_rows, None, y_rows, None, None)
     rows = count_rows(x_rows)
-    suit_caches(&job, rows, 2, job.y, job.y_stride, accumulate or job.y == job.x)
+    suit_caches(&job, rows, 2, job.y, job.y_stride, adds or job.y == job.x)
     run(kernels.rms_norm, &job, rows)
     write_back(y, y_rows)
     return result
@@ -346,7 +347,7 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     cdef object dx_result = dx, dweight_result = dweight
     cdef float* dweight_data = NULL
     cdef Py_ssize_t rows, size = 0
-    cdef int adds = take_accumulate(accumulate)
+    cdef int adds = take_accumulate(accumulate, True)
     cdef bint to_dx = adds & FASTRMS_DX and dx is not None
     cdef bint to_dweight = adds & FASTRMS_DWEIGHT and dweight is not None
     take_numbers(&job, eps, weight_offset)
@@ -407,18 +408,27 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     return dx_result, dweight_result
 
 
-cdef inline int take_accumulate(object value) except -1:
+cdef inline int take_accumulate(object value, bint by_name) except -1:
+    """What is added to. `by_name`: there are two outputs, and a name stands for one of them."""
     if value is False:
         return 0
     if value is True:
         return FASTRMS_DX | FASTRMS_DWEIGHT
-    if isinstance(value, str):
+    return take_other_accumulate(value, by_name)
+
+
+cdef int take_other_accumulate(object value, bint by_name) except -1:
+    if by_name and isinstance(value, str):
         if value == "dx":
             return FASTRMS_DX
         if value == "dweight":
             return FASTRMS_DWEIGHT
-        raise ValueError(f'accumulate must be True, False, "dx" or "dweight", got {value!r}')
-    return FASTRMS_DX | FASTRMS_DWEIGHT if value else 0
+    if isinstance(value, (int, np.bool_)):
+        return FASTRMS_DX | FASTRMS_DWEIGHT if value else 0
+    wanted = 'True, False, "dx" or "dweight"' if by_name else "True or False"
+    if isinstance(value, str):
+        raise ValueError(f"accumulate must be {wanted}, got {value!r}")
+    raise TypeError(f"accumulate must be {wanted}, got {type(value).__name__}")
 
 
 cdef int refuse_accumulate(int adds) except -1:

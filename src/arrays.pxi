@@ -3,6 +3,8 @@
 # writes to one.
 
 cdef int64_t INFINITY_BITS = 0x7ff0000000000000
+# No message may advise to pass a copy for these: the result would be lost with it.
+cdef frozenset WRITTEN = frozenset(("residual", "out", "dx", "dweight"))
 
 # ---- what comes in ----------------------------------------------------------------------------
 # Numbers first, then arrays. To convert them can run the caller's code (__float__, __index__,
@@ -70,6 +72,8 @@ cdef cnp.ndarray foreign_array(object value, str name):
         buffer = memoryview(value)
     except TypeError:
         raise TypeError(no_array(value, name)) from None
+    except (BufferError, ValueError) as error:      # it has one, but not now, or not of this dtype
+        raise TypeError(f"{no_array(value, name)} ({error})") from None
     return np.asarray(buffer)
 
 
@@ -81,7 +85,8 @@ cdef str no_array(object value, str name):
 cdef int refuse_masked(object value, str name) except -1:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be a plain array, got a masked array, whose mask would be "
-                        f"lost; pass {name}.data, or for an input {name}.filled(...)")
+                        f"lost; pass {name}.data"
+                        + ("" if name in WRITTEN else f" or {name}.filled(...)"))
     return 0
 
 
@@ -94,7 +99,7 @@ cdef str way_out(object value, str name):
     kind = type(value)
     libraries = {base.__module__.partition(".")[0] for base in kind.__mro__}
     if "dask" in libraries:
-        return f"; use fastrms.dask, or pass {name}.compute()"
+        return "; use fastrms.dask" + ("" if name in WRITTEN else f", or pass {name}.compute()")
     if "torch" in libraries:
         return f"; use fastrms.torch, or pass {name}.numpy()"
     if "jax" in libraries:      # what jit passes: an array itself is read, as any buffer is

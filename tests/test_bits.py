@@ -71,7 +71,7 @@ def test_forward_rounds_where_numerics_says(isa, draw, largest):
 
 
 def test_one_plus_weights_halfway_between_floats(isa, rng):
-    """weight / rms + 1 / rms is rounded once, also where float64 would round it to halfway first."""
+    """weight / rms + 1 / rms is rounded once, also where float64 rounds it to halfway."""
     rms = rng.uniform(0.5, 2, (300, 1)).astype(np.float32)
     inv_rms = (1 / np.sqrt(rms.astype(np.float64) ** 2 + 1e-5)).astype(np.float32)
     weight = (np.spacing(inv_rms) * (np.arange(-12, 12) + 0.5) / inv_rms).astype(np.float32).ravel()

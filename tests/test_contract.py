@@ -142,7 +142,8 @@ def test_masked_array(arrays, refuse, function, name, mask):
     """Refused even where nothing is masked yet: the result would have no mask to carry on."""
     arguments = arrays(function)
     arguments[name] = np.ma.masked_array(arguments[name], mask)
-    refuse(function, arguments, TypeError, rf"\b{name}\b.*masked")
+    way_out = r"\.data$" if name in OUTPUTS[function] else r"\.data or .*\.filled"
+    refuse(function, arguments, TypeError, rf"\b{name}\b.*masked.* pass {name}{way_out}")
 
 
 @pytest.mark.parametrize(("function", "name"), REQUIRED_ARGUMENTS)
@@ -235,11 +236,25 @@ def test_accumulate_without_the_buffer_that_it_names(arrays, refuse, function, n
     refuse(function, {**arguments, "accumulate": name}, ValueError, rf"accumulate.*\b{name}=")
 
 
-@pytest.mark.parametrize("function", BACKWARD)
-@pytest.mark.parametrize("bad", ["", "both", "dx,dweight", "DX", "out"])
+@pytest.mark.parametrize("bad", ["", "both", "dx,dweight", "DX", "out", "False"])
+@pytest.mark.parametrize("function", ACCUMULATE)
 def test_accumulate_by_another_name(arrays, refuse, function, bad):
-    wanted = f'accumulate must be True, False, "dx" or "dweight", got {bad!r}'
+    wanted = "True or False" if function == "rms_norm" else 'True, False, "dx" or "dweight"'
+    wanted = f"accumulate must be {wanted}, got {bad!r}"
     refuse(function, {**arrays(function), "accumulate": bad}, ValueError, wanted)
+
+
+@pytest.mark.parametrize("name", ["dx", "dweight"])
+def test_forward_has_one_output_to_add_to(arrays, refuse, name):
+    wanted = f"accumulate must be True or False, got '{name}'"
+    refuse("rms_norm", {**arrays("rms_norm"), "accumulate": name}, ValueError, wanted)
+
+
+@pytest.mark.parametrize("bad", [None, 1.0, np.array([1, 0]), ["dx"]])
+@pytest.mark.parametrize("function", ACCUMULATE)
+def test_accumulate_of_another_type(arrays, refuse, function, bad):
+    wanted = f"accumulate must be True.*, got {type(bad).__name__}"
+    refuse(function, {**arrays(function), "accumulate": bad}, TypeError, wanted)
 
 
 @pytest.mark.parametrize("function", BACKWARD)

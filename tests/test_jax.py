@@ -370,6 +370,11 @@ BAD = [
         "weight_offset must be a real number, got NoneType",
     ),
     (lambda: jax.jit(fastrms.rms_norm)(X), TypeError, "use fastrms.jax"),
+    (
+        lambda: fastrms.rms_norm(jax.numpy.ones((2, 3), "bfloat16")),
+        TypeError,
+        "x must be .* got ArrayImpl; use fastrms.jax.*BF16",
+    ),
     (lambda: jax.jvp(adapter.rms_norm, (X,), (X,)), TypeError, "forward-mode"),
     (
         lambda: jax.hessian(lambda x: adapter.rms_norm(x).sum())(X[0]),

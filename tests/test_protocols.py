@@ -64,6 +64,14 @@ def test_no_way_out_where_there_is_none(value):
     assert refusal(value).endswith(f"got {type(value).__name__}")
 
 
+def test_a_buffer_that_cannot_be_had(draw):
+    buffer = memoryview(draw(ROWS, N))
+    buffer.release()
+    assert refusal(buffer).startswith("x must be a float32 numpy.ndarray or a float32 buffer, got ")
+    assert "got memoryview (" in refusal(buffer)
+    assert "released" in refusal(buffer)
+
+
 def test_dlpack(draw):
     x = draw(ROWS, N)
     assert refusal(Exported(x)).endswith("got Exported; pass np.from_dlpack(x)")
@@ -78,6 +86,8 @@ def test_dask(draw):
     lazy = da.from_array(x)
     assert refusal(lazy).endswith("got Array; use fastrms.dask, or pass x.compute()")
     assert fastrms.rms_norm(lazy.compute()).tobytes() == fastrms.rms_norm(x).tobytes()
+    with pytest.raises(TypeError, match=r"out must be .*got Array; use fastrms\.dask$"):
+        fastrms.rms_norm(x, out=lazy)
 
 
 @pytest.mark.filterwarnings("ignore")  # of pandas and xarray about each other, at import

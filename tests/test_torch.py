@@ -269,8 +269,20 @@ def test_what_is_no_tensor_is_named(tensors, wrong):
     norm, add, x = adapter.rms_norm, adapter.add_rms_norm, tensors(False)[0]
     calls = {"weight": (norm, x, wrong), "x": (norm, wrong), "residual": (add, x, wrong)}
     for name, (function, *arguments) in calls.items():
-        with pytest.raises(RuntimeError, match=f"for argument '{name}'"):
+        wanted = f"{name} must be a torch.Tensor, got {type(wrong).__name__}"
+        with pytest.raises(TypeError, match=wanted):
             function(*arguments)
+
+
+def test_an_expanded_residual_is_refused(tensors):
+    """As torch does: an element of memory would be written once for each row."""
+    x = tensors(False)[0]
+    row = torch.zeros(N)
+    with pytest.raises(ValueError, match=r"residual must .* got an expanded tensor"):
+        adapter.add_rms_norm_(x, row.expand(x.shape))
+    assert not row.any()
+    adapter.add_rms_norm_(x[:1, :1], row.as_strided((1, 1, N), (0, 0, 1)))
+    assert row.any()
 
 
 class Seen(TorchDispatchMode):

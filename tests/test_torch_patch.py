@@ -126,3 +126,8 @@ def float64():
 
 def test_default_dtype_does_not_matter(float64):
     assert adapter.patch(torch.nn.RMSNorm(N, dtype=torch.float32)) == 1
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got int"):
+        adapter.patch(3)
