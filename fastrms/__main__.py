@@ -8,6 +8,10 @@ from . import __version__, _arguments, _config, bench, check, demo
 
 
 class Parser(argparse.ArgumentParser):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.set_defaults(name=self.prog)  # of the innermost command: its values are set last
+
     def error(self, message):
         """Refuse on one line: the reason, and where help is."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -18,6 +22,13 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return namespace, unknown
+
+    def _print_message(self, message, file=None):
+        """Let an error of stdout through, for main: argparse passes over it."""
+        if message and file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
 
 
 def build_parser():
@@ -62,7 +73,7 @@ def main(argv=None):
     try:
         try:
             args = build_parser().parse_args(argv)
-            name = f"fastrms {args.command}"
+            name = args.name
             return args.run(args)
         finally:
             flush_stdout()

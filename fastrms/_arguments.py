@@ -11,17 +11,36 @@ STDOUT = Path("-")
 
 def several(parse):
     """Return a type for action="extend": one value, or more of them with commas between."""
-    return lambda text: [parse(part) for part in text.split(",")]
+    return lambda text: [parse(part.strip()) for part in text.split(",")]
+
+
+def whole(least, most=None):
+    """Return a type for the whole numbers of a range."""
+    wanted = f"of {least} or more" if most is None else f"from {least} to {most}"
+
+    def parse(text):
+        number = int(text) if text.isascii() and text.isdigit() else -1
+        if number < least or (most is not None and number > most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {wanted}")
+        return number
+
+    return parse
 
 
 def positive(text):
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive, finite number")
+    return value
 
 
 def writable(text):
     """Return the path of a file that can be written; it is left as it was."""
+    if not text:
+        raise argparse.ArgumentTypeError("wants the name of a file, got ''")
     path = Path(text)
     existed = path.exists()
     try:

@@ -3,6 +3,7 @@
 Nothing here asserts a time. The runs share their records, because every run costs a process.
 """
 
+import argparse
 import copy
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrms.bench import calls, cases, schema
+from fastrms.bench import calls, cases, options, schema
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -117,7 +118,10 @@ def test_the_schema_refuses(tiny, broken, problem):
     [
         (("--op", "softmax"), "'softmax' is none of: all, forward"),
         (("--shape", "0x4"), "'0x4' is not ROWSxN"),
-        (("--threads", "1,0"), "'0' is not a whole number above 0"),
+        (("--threads", "1,0"), "'0' is not a whole number from 1 to 1024"),
+        (("--rounds", "0"), "'0' is not a whole number of 1 or more"),
+        (("--fail-below", "nan"), "'nan' is not a positive, finite number"),
+        (("--fail-below", "-1"), "'-1' is not a positive, finite number"),
         (("--peers", "cupy"), "'cupy' is none of"),
         (("--isa", "v9"), "--isa v9: here it is one of"),
         (("--plot", "x.jpg"), "must end in .png or .svg"),
@@ -133,6 +137,15 @@ def test_refusals_are_one_line_and_exit_2(args, said):
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_list_may_have_blanks():
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser)
+    args = parser.parse_args(["--shape", "64x64, 3x4", "--op", "add, forward", "--threads", "1, 2"])
+    plan = options.plan(args)
+    assert plan.shapes == ((64, 64), (3, 4))
+    assert (plan.ops, plan.threads) == (("add", "forward"), (1, 2))
 
 
 def test_a_pipe_needs_no_rich_and_a_missing_extra_is_named(tmp_path):

@@ -28,6 +28,12 @@ COMMAND = (
 # As a user's Python is: what is left to write at exit has to fail well, too.
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 every_command = pytest.mark.parametrize("args", TINY.values(), ids=TINY)
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+
+
+def name(args):
+    """Return what a command calls itself."""
+    return " ".join(["fastrms", *(args[:2] if args[0] == "demo" else args[:1])])
 
 
 @pytest.fixture
@@ -68,7 +74,7 @@ def test_ctrl_c_is_one_line_and_130(monkeypatch, capsys, args):
                   "demo.depth.measure"):  # fmt: skip
         monkeypatch.setattr(f"fastrms.{where}", interrupted)
     assert main(args) == 130
-    assert capsys.readouterr().err == f"fastrms {args[0]}: stopped by Ctrl-C\n"
+    assert capsys.readouterr().err == f"{name(args)}: stopped by Ctrl-C\n"
 
 
 def test_a_signal_ends_check():
@@ -116,7 +122,7 @@ def test_a_closed_stdout_changes_nothing(args):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@needs_full
 @every_command
 @pytest.mark.parametrize("more", [(), ("--json",), ("--json", "/dev/full")])
 def test_a_full_disk_is_one_line(args, more):
@@ -127,9 +133,21 @@ def test_a_full_disk_is_one_line(args, more):
         )  # fmt: skip
     assert done.returncode == 2
     *_, last = done.stderr.splitlines()
-    assert last == f"fastrms {args[0]}: [Errno 28] No space left on device"
+    assert last == f"{name(args)}: [Errno 28] No space left on device"
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+@needs_full
+@pytest.mark.parametrize("args", ["--help", "--version", "check --help"])
+@pytest.mark.parametrize("env", [BUFFERED, BUFFERED | {"PYTHONUNBUFFERED": "1"}])
+def test_help_on_a_full_disk_is_one_line(args, env):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "fastrms", *args.split()]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=env, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (2, "fastrms: [Errno 28] No space left on device\n")
 
 
 @pytest.mark.parametrize(("name", "value"), [("ISA", "v9"), ("NUM_THREADS", "many")])
@@ -150,9 +168,15 @@ def test_an_unknown_argument_names_the_commands_own_help(capsys, args):
     with pytest.raises(SystemExit) as refused:
         main([*args, "--foo"])
     assert refused.value.code == 2
-    name = " ".join(["fastrms", *(args[:2] if args[0] == "demo" else args[:1])])
     error = capsys.readouterr().err
-    assert error == f"{name}: unrecognized arguments: --foo (see {name} --help)\n"
+    assert error == f"{name(args)}: unrecognized arguments: --foo (see {name(args)} --help)\n"
+
+
+@every_command
+def test_a_file_without_a_name_is_refused(capsys, args):
+    with pytest.raises(SystemExit):
+        main([*args, "--json", ""])
+    assert "argument --json: wants the name of a file, got ''" in capsys.readouterr().err
 
 
 def test_threads_that_a_build_lacks_are_refused(monkeypatch, capsys):

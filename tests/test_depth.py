@@ -243,8 +243,9 @@ def test_the_picture(tmp_path):
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        (["--layers", "0"], "'0' is not a whole number above 0"),
-        (["--seed", "-1"], "'-1' is not a whole number"),
+        (["--layers", "0"], "'0' is not a whole number from 1 to 1000"),
+        (["--layers", "99999999"], "'99999999' is not a whole number from 1 to 1000"),
+        (["--seed", "-1"], "'-1' is not a whole number of 0 or more"),
         (["--gain", "-1"], "positive"),
         (["--gain", "nan"], "positive"),
         (["--relu", "never"], "invalid choice"),

@@ -43,7 +43,7 @@ class Plan:
 
 def add_arguments(parser):
     """Give the `bench` subparser its arguments."""
-    add, positive = parser.add_argument, _arguments.positive
+    add, whole = parser.add_argument, _arguments.whole
 
     def add_list(name, parse, metavar, text):
         add(name, type=parse, action="extend", metavar=metavar, help=f"{text}; repeatable")
@@ -52,9 +52,9 @@ def add_arguments(parser):
     shapes = "rows x row length, as in 512x4096 (default: those of models, one beyond the cache)"
     add_list("--shape", _arguments.several(shape), "RxN,RxN", shapes)
     add_list("--data", names(cases.DATA), "D,D", choices(cases.DATA, Plan.data))
-    add_list("--threads", _arguments.several(thread_count), "T,T", "default: 1")
+    add_list("--threads", _arguments.several(whole(1, _core.MOST_THREADS)), "T,T", "default: 1")
     add("--isa", help="instruction set to force: baseline, v3, v4 (default: the best)")
-    add("--rounds", type=positive, default=Plan.rounds, metavar="N", help="default: %(default)s")
+    add("--rounds", type=whole(1), default=Plan.rounds, metavar="N", help="default: %(default)s")
     others = f"rivals to time as well, if installed: all, or of {', '.join(peers.PEERS)}"
     add_list("--peers", names(peers.PEERS), "A,B", others)
     add("--inplace", action="store_true", help="let the result overwrite an input")
@@ -71,7 +71,7 @@ def add_arguments(parser):
     again = "measure the rows of an earlier --json again, and compare the times"
     add("--compare", type=Path, metavar="OLD.json", help=again)
     slow = "with --compare: exit with 1 if a row's speed has changed to less than R of the old one"
-    add("--fail-below", type=float, metavar="R", help=slow)
+    add("--fail-below", type=_arguments.positive, metavar="R", help=slow)
 
 
 def plan(args, old=None):
@@ -125,7 +125,7 @@ def names(known):
     """Return a type for action="extend": known names with commas between, or "all"."""
 
     def parse(text):
-        chosen = tuple(known) if text == "all" else text.split(",")
+        chosen = tuple(known) if text == "all" else _arguments.several(str)(text)
         for name in chosen:
             if name not in known:
                 raise argparse.ArgumentTypeError(f"{name!r} is none of: all, {', '.join(known)}")
@@ -139,10 +139,3 @@ def shape(text):
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not ROWSxN, as in 512x4096")
     return int(match[1]), int(match[2])
-
-
-def thread_count(text):
-    count = _arguments.positive(text)
-    if count > _core.MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"at most {_core.MOST_THREADS} threads")
-    return count
