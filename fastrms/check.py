@@ -11,7 +11,7 @@ import numpy as np
 
 import fastrms
 
-from . import _arguments, _core, reference
+from . import _arguments, _core, _output, reference
 
 # In ulp of the exact result, the unit of whose binade is more than u = 2**-24 of it: the sum of
 # squares is exact but for float64's roundings, so 1 / rms, x / rms and the product with weight
@@ -103,7 +103,8 @@ def _unless_same(error, result, exact):
 def run(target=None):
     """Check this machine, print a table of the largest errors, and return 1 if a bound breaks.
 
-    `target` is a file for the same figures as JSON, or STDOUT; the table then goes to stderr.
+    A line has the largest error of each instruction set, on any number of threads. `target` is
+    a file for the figures of each number as JSON, or STDOUT; the table then goes to stderr.
     """
     stream = sys.stderr if target == _arguments.STDOUT else sys.stdout
     say = functools.partial(print, file=stream, flush=True)
@@ -112,30 +113,31 @@ def run(target=None):
     # 2.4.6: in 18 of 400 tries): so before the first line, not behind it.
     np.random  # noqa: B018
     say(f"fastrms {fastrms.__version__}: largest error against the float64 reference")
-    say(f"{'isa':<10}{'threads':>8}  " + "".join(f"{name:>13}" for name in bounds))
-    say(f"{'':<10}{'bound':>8}  " + "".join(f"{bound:>13g}" for bound in bounds.values()))
-    rows = []
-    for isa, threads, worst in _measure():
-        rows.append({"isa": isa, "threads": threads, "errors": worst})
-        say(f"{isa:<10}{threads:>8}  " + "".join(f"{worst[name]:>13.3g}" for name in bounds))
+    isas, counts = _core.available_isas(), THREADS if _core.build_info()["pool"] else (1,)
+    settings = [*itertools.product(isas, counts)]
+    rows = [*_output.progress(_measure(settings), len(settings))]
+    say(f"{'':<12}{'bound':>10}" + "".join(f"{isa:>10}" for isa in isas))
+    for name, bound in bounds.items():
+        errors = [max(row["errors"][name] for row in rows if row["isa"] == isa) for isa in isas]
+        say(f"{name:<12}{bound:>10g}" + "".join(f"{error:>10.3g}" for error in errors))
     broken = sum(not row["errors"][name] <= bounds[name] for row in rows for name in bounds)
-    cases = len(SHAPES) * len(SCALES)
-    say(f"{cases} cases a line; every bound holds" if not broken else f"{broken} bounds broken")
+    threads = ", ".join(map(str, counts))
+    cases = f"{len(SHAPES) * len(SCALES)} cases on each number of threads, {threads}"
+    say(f"{_output.counted(broken, 'bound')} broken" if broken else f"{cases}; every bound holds")
     if target:
         found = {"version": fastrms.__version__, "bounds": bounds, "rows": rows, "broken": broken}
         _arguments.write_json(found, target)
     return 1 if broken else 0
 
 
-def _measure():
-    """Yield (instruction set, threads, largest errors); leave the settings as they were."""
+def _measure(settings):
+    """Yield the largest errors of each (instruction set, threads); leave them as they were."""
     before = _core.current(), fastrms.get_num_threads(), _core.set_parallel_from(1)
-    counts = THREADS if _core.build_info()["pool"] else (1,)
     try:
-        for isa, threads in itertools.product(_core.available_isas(), counts):
+        for isa, threads in settings:
             _core.use_isa(isa)
             fastrms.set_num_threads(threads)
-            yield isa, threads, _worst_errors()
+            yield {"isa": isa, "threads": threads, "errors": _worst_errors()}
     finally:
         _core.use_isa(before[0])
         fastrms.set_num_threads(before[1])

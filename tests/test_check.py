@@ -22,7 +22,10 @@ def test_every_bound_holds(report):
     before = _core.current(), fastrms.get_num_threads()
     code, text = report()
     assert code == 0
-    assert "every bound holds" in text
+    assert text.endswith("; every bound holds\n")
+    measures = [line[:12].rstrip() for line in text.splitlines()[2:-1]]
+    assert measures == list(check.MEASURES)
+    assert all(len(line) <= 80 for line in text.splitlines())
     assert (_core.current(), fastrms.get_num_threads()) == before
 
 
@@ -40,4 +43,4 @@ def test_one_wrong_element_is_reported(report, monkeypatch, function, wrong):
     monkeypatch.setattr(fastrms, function, spoilt)
     code, text = report()
     assert code == 1
-    assert "bounds broken" in text
+    assert text.endswith(" broken\n")

@@ -203,7 +203,22 @@ def test_the_command_prints_a_table_and_a_sentence():
     assert run.returncode == 0
     assert not run.stderr
     assert all(run.stdout.count(name) >= 2 for name in BY_NAME)
-    assert run.stdout.strip().splitlines()[-1].startswith("At gain 1.3 / 0.7, after 6 layers")
+    assert "\n\nAt gain 1.3 / 0.7, after 6 layers" in run.stdout
+    assert all(len(line) <= 80 for line in run.stdout.splitlines())
+
+
+def test_the_widest_figures_fit_80_columns():
+    far = [-1e-20]
+    series = dict.fromkeys(("rms", "seen", "gradient", "by_skip", "by_branch"), far)
+    result = {"design": max(BY_NAME, key=len), "gain": 1.25, "skip_share": [1], "cosine": [-0.01]}
+    for line in show.table([series | result]).splitlines():
+        assert len(line) <= 80
+    assert line.split()[-7:] == [*5 * ["-1e-20"], "100%", "-0.010"]
+
+
+def test_one_layer_is_one_layer():
+    run = command("--layers", "1")
+    assert "after 1 layer, plain" in run.stdout
 
 
 def test_the_command_prints_every_layer_as_json():

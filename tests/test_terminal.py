@@ -10,6 +10,8 @@ import pytest
 
 from fastrms.bench import options, report
 
+from .test_command import COMMAND, TINY
+
 fcntl = pytest.importorskip("fcntl", reason="no terminals of that kind here")
 pytest.importorskip("rich", reason="the progress bar needs the extra [bench]")
 import termios  # noqa: E402
@@ -69,6 +71,13 @@ def test_fewer_columns_leave_the_last_ones_out_and_say_so():
     rows = [line for line in shown if " 3x33 " in line]
     assert len(rows) == len(report.OPS)
     assert all(len(line) <= 60 and re.search(r" [num]s$", line) for line in rows)
+
+
+@pytest.mark.parametrize("args", [TINY["check"], TINY["demo"]], ids=["check", "demo"])
+def test_progress_is_beside_a_redirected_stdout(args):
+    shown, piped = on_terminal(80, [*COMMAND, *args], stdout=subprocess.PIPE, stderr="tty")
+    assert any(re.search(r" \d+/\d+ ", line) for line in shown)
+    assert not re.search(r" \d+/\d+ ", piped)
 
 
 def test_a_redirected_stdout_gets_its_rows_beside_a_progress_bar():

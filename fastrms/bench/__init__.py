@@ -4,11 +4,10 @@
 answer, 130 after Ctrl-C. A request that cannot be met is a ValueError or ImportError.
 """
 
-import contextlib
 import importlib.util
 import sys
 
-from .. import _arguments
+from .. import _arguments, _output
 from .options import add_arguments
 
 __all__ = ["add_arguments", "run"]
@@ -58,33 +57,9 @@ def measure_rows(plan, record, screen):
     from . import measure, report
 
     total = len(plan.threads) * len(plan.shapes) * len(plan.data) * len(plan.ops)
-    with progress(total) as advance:
-        line = screen.columns(report.TITLES, report.widest(plan))
-        for row in measure.rows(plan, record):
-            line(report.cells(row))
-            advance()
-
-
-@contextlib.contextmanager
-def progress(total):
-    """Yield a function to call after each row."""
-    if not sys.stderr.isatty():
-        yield lambda: None
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-    except ImportError:
-        wanted = 'python -m pip install "fastrms[bench]"'
-        print(f"no progress bar, rich is not installed: {wanted}", file=sys.stderr)
-        yield lambda: None
-        return
-    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    # rich prints above its bar, on stderr, what it redirects: not where stdout is a file.
-    console, above = Console(stderr=True), sys.stdout.isatty()
-    with Progress(*columns, console=console, transient=True, redirect_stdout=above) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
+    line = screen.columns(report.TITLES, report.widest(plan))
+    for row in _output.progress(measure.rows(plan, record), total):
+        line(report.cells(row))
 
 
 def write_files(args, record):

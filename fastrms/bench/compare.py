@@ -4,6 +4,7 @@ import itertools
 import json
 from statistics import median
 
+from .. import _output
 from . import report, schema
 
 # Beyond what the processes of both records show: two runs of one build differ by this much.
@@ -35,7 +36,7 @@ def refuse_unmatched(plan, old):
         if key(row, vars(plan)) not in known:
             raise ValueError(
                 f"--compare: the old record has no {op} of {rows}x{n}, {data} data, "
-                f"{threads} threads, inplace={plan.inplace}, align={plan.align}"
+                f"{_output.counted(threads, 'thread')}, inplace={plan.inplace}, align={plan.align}"
             )
 
 

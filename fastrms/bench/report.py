@@ -3,6 +3,7 @@
 import shutil
 import sys
 
+from .._output import counted
 from .cases import DATA, OPS
 
 # In the order of their importance, and 80 characters in all with what is widest in each.
@@ -71,12 +72,13 @@ def header(record):
     machine, config = record["machine"], record["config"]
     caches = ", ".join(f"L{c['level']} {size(c['bytes'])}" for c in machine["caches"])
     align = record["protocol"]["align"]
+    cpus = counted(machine["cpus_usable"], "CPU")
     lines = [
         f"fastrms {config['fastrms']['version']}, {config['instruction set']['in use']}, "
-        f"NumPy {config['python']['numpy']}; {machine['cpu']}, {machine['cpus_usable']} CPUs"
+        f"NumPy {config['python']['numpy']}; {machine['cpu']}, {cpus}"
         + (f", {caches}" if caches else ""),
         f"arrays start {align} bytes past a cache line; "
-        f"{record['protocol']['rounds']} rounds, interleaved"
+        f"{counted(record['protocol']['rounds'], 'round')}, interleaved"
         + ("; in place" if record["protocol"]["inplace"] else ""),
     ]
     if record["peers"]:

@@ -4,8 +4,9 @@ A study computes in one module and is shown by another; here stand its arguments
 """
 
 import importlib.util
+import textwrap
 
-from .. import _arguments
+from .. import _arguments, _output
 
 __all__ = ["add_studies"]
 
@@ -43,11 +44,14 @@ def run_depth(args):
     from . import depth, show
 
     gains = tuple(dict.fromkeys(args.gain or depth.GAINS))
-    results = depth.study(gains, layers=args.layers, seed=args.seed, relu=args.relu)
+    study = depth.study(gains, layers=args.layers, seed=args.seed, relu=args.relu)
+    results = [*_output.progress(study, len(gains) * len(depth.DESIGNS))]
     if args.plot:
         show.plot(results, args.plot)
     if args.json:
         _arguments.write_json(results, args.json)
     if args.json != _arguments.STDOUT:
-        print(f"{show.table(results)}\n\n{show.sentence(results)}")
+        # 80 columns; a hyphen here is a minus.
+        sentence = textwrap.fill(show.sentence(results), 80, break_on_hyphens=False)
+        print(f"{show.table(results)}\n\n{sentence}")
     return 0

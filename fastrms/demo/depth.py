@@ -146,8 +146,8 @@ def measure(design, gain, layers=128, width=256, batch=64, seed=0, relu="first")
 
 
 def study(gains=GAINS, **options):
-    """Measure every design at every gain."""
-    return [measure(design, gain, **options) for gain in gains for design in DESIGNS]
+    """Yield what `measure` says of every design at every gain."""
+    return (measure(design, gain, **options) for gain in gains for design in DESIGNS)
 
 
 def _norm(values):

@@ -7,9 +7,11 @@ import itertools
 
 import numpy as np
 
+from .. import _output
+
 COLUMNS = """\
-                                   activations          gradient at layer 1    skip's  two inputs'
-design                     gain   stream    seen     total  by skip  by branch  share    cosine"""
+                              activations     gradient at layer 1 skip's inputs'
+gain {:<20g}  stream    seen   total by skip  branch  share  cosine"""
 
 COLOURS = {  # told apart by the colour-blind too (Okabe and Ito 2008)
     "plain": "#000000",
@@ -21,20 +23,24 @@ COLOURS = {  # told apart by the colour-blind too (Okabe and Ito 2008)
 
 
 def table(results):
-    """Return a line for each design and gain, with a head: figures at the far end of the stack.
+    """Return a table for each gain, a line a design: figures at the far end of the stack.
 
     stream, seen: root mean square of h after the last layer, and of what that layer sees.
     gradient: at the first layer's input, over the norm of the upstream gradient at the top; its two
-    parts across layer 1; the skip path's share of the squared gradient, averaged over the layers.
+    parts across layer 1; the skip path's share of the squared gradient, averaged over the layers;
+    the cosine of two inputs.
     """
-    lines = [COLUMNS]
-    for r in results:
-        lines.append(
-            f"{r['design']:<25s} {r['gain']:5g} {r['rms'][-1]:8.2g} {r['seen'][-1]:7.2g}"
-            f" {r['gradient'][0]:9.2g} {r['by_skip'][0]:8.2g} {r['by_branch'][0]:10.2g}"
-            f" {np.mean(r['skip_share']):6.0%} {r['cosine'][-1]:9.3f}"
-        )
-    return "\n".join(lines)
+    tables = []
+    for gain, group in itertools.groupby(results, lambda r: r["gain"]):
+        lines = [COLUMNS.format(gain)]
+        for r in group:
+            lines.append(
+                f"{r['design']:<25s}{r['rms'][-1]:8.2g}{r['seen'][-1]:8.2g}"
+                f"{r['gradient'][0]:8.2g}{r['by_skip'][0]:8.2g}{r['by_branch'][0]:8.2g}"
+                f"{np.mean(r['skip_share']):7.0%}{r['cosine'][-1]:8.3f}"
+            )
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def sentence(results):
@@ -47,7 +53,7 @@ def sentence(results):
 
     norm, both, broken = "RMSNorm only", "RMSNorm + residual", "skip gradient overwritten"
     return (
-        f"At gain {gains}, after {layers} layers, plain activations are at"
+        f"At gain {gains}, after {_output.counted(layers, 'layer')}, plain activations are at"
         f" {at('plain', 'rms', -1)} and with the residual alone at"
         f" {at('residual only', 'rms', -1)}; the norm alone keeps activations and gradient in size"
         f" ({at(norm, 'rms', -1)} and {at(norm, 'gradient', 0)}) while two inputs end at cosine"
