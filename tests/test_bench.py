@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastrms.__main__ import main
 from fastrms.bench import calls, cases, options, schema
 
 pytest.importorskip("rich")
@@ -177,11 +178,20 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
     assert p.returncode == 130
     assert " 1x1 " in lines[-1]
     assert "GB/s counts" in out
-    assert error == "stopped by Ctrl-C: the rows above are all there are\n"
+    assert error == "fastrms bench: stopped by Ctrl-C: the rows above are all there are\n"
     record = json.loads((tmp_path / "part.json").read_text())
     assert schema.problems(record) == []
     assert not record["complete"]
     assert len(record["rows"]) >= 2
+
+
+def test_ctrl_c_before_the_first_row(monkeypatch, capsys):
+    def interrupted(plan, record):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastrms.bench.measure.rows", interrupted)
+    assert main(["bench"]) == 130
+    assert capsys.readouterr().err == "fastrms bench: stopped by Ctrl-C: no row was finished\n"
 
 
 def test_in_place_and_isa(tmp_path):

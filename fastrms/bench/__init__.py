@@ -47,7 +47,8 @@ def measure_and_report(args, plan, old):
     report.show(screen, record)
     write_files(args, record)
     if not record["complete"]:
-        print("stopped by Ctrl-C: the rows above are all there are", file=sys.stderr)
+        rows = "the rows above are all there are" if record["rows"] else "no row was finished"
+        print(f"fastrms bench: stopped by Ctrl-C: {rows}", file=sys.stderr)
         return 130
     return report_changes(screen, old, record, args.fail_below) if old else 0
 

@@ -98,13 +98,8 @@ class Apart:
             ) from None
 
     def close(self):
-        self.process.stdout.close()
-        try:
-            self.process.stdin.close()
-            self.process.wait(timeout=5)
-        except (OSError, subprocess.TimeoutExpired):
-            self.process.kill()
-            self.process.wait()
+        self.process.kill()  # it has nothing to save, and may be in the middle of an import
+        self.process.communicate()
         self.errors.close()
 
 
