@@ -32,7 +32,8 @@ DIRECTIVES = {
 # Numbers come before speed: no -ffast-math and no contraction, so that every instruction set gives
 # the same bits. Neither errno nor traps from the math functions are read, so both may go.
 COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-# x86-64-v3 and -v4 by what they consist of: older compilers have no name for them, zig another one.
+# x86-64-v3 and -v4 by what they consist of, and v3's prefetch for writing: older compilers have no
+# name for them, zig another one.
 V3 = ["-mavx2", "-mbmi", "-mbmi2", "-mf16c", "-mfma", "-mlzcnt", "-mmovbe", "-mprfchw"]
 V4 = [*V3, "-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl"]
 ISA_FLAGS = {"baseline": [], "v3": V3, "v4": V4}

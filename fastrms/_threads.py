@@ -33,11 +33,9 @@ def default(environ=os.environ):
 
 
 def _number(text):
-    """Return the integer that a text is, or 0."""
-    try:
-        return int(text)
-    except ValueError:
-        return 0
+    """Return the integer that a text's digits are, or 0."""
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _cpus():

@@ -57,8 +57,8 @@ def float64_noise(n):
 
     dx is the difference of two terms of that size. 1 / rms enters the second one twice, so it
     carries the roundings of both sums (n / 16 + 4 each, over 16 lanes) and some ten more. Where
-    dy is x / rms nearly, dx is eps / rms**2 of its terms: no float64 evaluation has 2e-6 of it
-    when that is below 1e-9.
+    dy is x / rms nearly, dx is eps / rms**2 of its terms: once that is below some 4e-9 (n = 64) or
+    3e-8 (4096), a float64 evaluation need not have 2e-6 of it.
     """
     return (64 + n / 8) * 2.0**-53
 

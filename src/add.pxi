@@ -15,7 +15,7 @@ cdef void add_row(float* residual, const float* x, Py_ssize_t n) noexcept nogil:
 
 
 cdef void add_scaled(float* residual, const float* x, double scale, Py_ssize_t n) noexcept nogil:
-    """residual += scale * x in float64, rounded once. residual (n,) IN-OUT; x (n,) IN."""
+    """residual += scale * x in float64, then rounded. residual (n,) IN-OUT; x (n,) IN."""
     cdef Py_ssize_t i = 0, count
     while i < n:
         count = min(<Py_ssize_t>WIDE, n - i)

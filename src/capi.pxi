@@ -199,7 +199,7 @@ cdef int c_sum_products(const float* dy, ptrdiff_t dy_stride, const float* x, pt
                         const float* weight, double* out, ptrdiff_t rows, ptrdiff_t n,
                         double weight_offset, int threads) noexcept nogil:
     cdef Job job
-    cdef int error = start_c_job(&job, rows, n, 0.0, weight_offset, threads) or bad_weight(weight)
+    cdef int error = start_c_job(&job, rows, n, 0.0, weight_offset, threads)
     job.x, job.x_stride, job.products = x, x_stride, out
     job.dy, job.dy_stride, job.weight = dy, dy_stride, weight
     return error or run_c_sums(kernels.row_products, &job, dy, out, rows, threads)
@@ -213,7 +213,8 @@ cdef int run_c_sums(rows_kernel kernel, Job* job, const float* other, double* ou
         return FASTRMS_OK
     error = bad_pointer(out, sizeof(double))
     if error == FASTRMS_OK and job.n > 0:
-        error = bad_pointer(job.x, sizeof(float)) or bad_pointer(other, sizeof(float))
+        error = (bad_pointer(job.x, sizeof(float)) or bad_pointer(other, sizeof(float))
+                 or bad_weight(job.weight))
     if error:
         return error
     if job.n == 0:

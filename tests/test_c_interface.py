@@ -104,6 +104,14 @@ def test_the_largest_sizes(rows, n, code):
     assert functions.residual_add(None, n, None, n, rows, n, 1.0, 1) == code
 
 
+@pytest.mark.parametrize("function", CALLS)
+def test_the_address_of_an_empty_array_does_not_matter(draw, function):
+    memory = {key: draw(ROWS, N) for key in ("x", "dy", "weight", *WRITTEN)}
+    memory |= {key: np.ones(300 * N) for key in SUMS}
+    anywhere = {"n": 0, "x": 1, "dy": 1, "weight": 1}
+    assert call(function, memory, anywhere) == OK
+
+
 @pytest.mark.parametrize(
     ("rows", "stride", "code"),
     [(1, 0, OK), (1, N - 1, OK), (2, N - 1, BAD_STRIDE), (2, 0, BAD_STRIDE), (2, N, OK)],

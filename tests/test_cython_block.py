@@ -61,3 +61,17 @@ def test_norm_and_gradient_have_the_bits_of_the_numpy_calls(cython_block, draw, 
 def test_a_shape_that_does_not_fit(cython_block, draw):
     with pytest.raises(ValueError, match="residual must have the shape of x"):
         cython_block.run_block(draw(3, 4), draw(3, 5), draw(5), 1)
+
+
+@pytest.mark.parametrize("dy", [(1, 5), (3, 4), (3, 5)])
+@pytest.mark.parametrize("n", [5, 4])
+def test_gradients_of_a_shape_that_does_not_fit(cython_block, draw, dy, n):
+    if (dy, n) != ((3, 5), 5):
+        with pytest.raises(ValueError, match="dy must have the shape of x"):
+            cython_block.norm_and_gradient(draw(3, 5), draw(*dy), draw(n))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0)])
+def test_gradients_of_nothing(cython_block, draw, shape):
+    with pytest.raises(ValueError, match="none be empty"):
+        cython_block.norm_and_gradient(draw(*shape), draw(*shape), draw(shape[1]))

@@ -252,6 +252,15 @@ def test_refused_when_the_graph_is_made(given, error, message, change):
         adapter.rms_norm(*change(x, given[3]))
 
 
+@pytest.mark.parametrize("name", ["x", "residual"])
+def test_a_float64_array_is_to_be_converted(given, name):
+    """residual too: it is not written here, so that a copy of it loses nothing."""
+    arrays = {"x": da.from_array(given[0]), "residual": da.from_array(given[0])}
+    arrays[name] = arrays[name].astype(float)
+    with pytest.raises(TypeError, match=rf"^{name} must be .*use {name}\.astype\(np\.float32\)"):
+        adapter.add_rms_norm(**arrays)
+
+
 def test_shapes_must_agree(given):
     x = da.from_array(given[0])
     with pytest.raises(ValueError, match="residual must have the shape of x"):

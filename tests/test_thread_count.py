@@ -38,14 +38,14 @@ def test_threads_from_the_environment(python, environment, expected):
     assert count == expected.partition(",")[0]
 
 
-@pytest.mark.parametrize("bad", ["0", "-2", "many", "1.5", "", ",2"])
+@pytest.mark.parametrize("bad", ["0", "-2", "many", "1.5", "1_0", "\u0663", "", ",2"])
 def test_openmp_ignores_nonsense(python, bad):
     alone, ignored = python(COUNT), python(COUNT, OMP_NUM_THREADS=bad)
     assert alone.returncode == 0
     assert ignored.stdout == alone.stdout
 
 
-@pytest.mark.parametrize("bad", ["0", "-2", "many", "1.5", "1025"])
+@pytest.mark.parametrize("bad", ["0", "-2", "many", "1.5", "1_0", "1025"])
 def test_bad_threads_from_the_environment(python, bad):
     result = python("import fastrms", FASTRMS_NUM_THREADS=bad)
     assert result.returncode == 1

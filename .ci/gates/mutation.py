@@ -236,6 +236,8 @@ def chosen(known):
     if sys.argv[1:]:
         lines = changed_lines(sys.argv[1])
         sample = [mutant for mutant in sample if (mutant.file, mutant.line) in lines]
+        if others := sorted({file for file, _ in lines} - FILES.keys()):
+            print(f"mutation: of {', '.join(others)} there are no mutants", file=sys.stderr)
     else:
         sample = sample[:SAMPLE]
     return every, sorted(sample, key=lambda mutant: FILES[mutant.file][0])

@@ -43,9 +43,13 @@ def run_block(float[:, ::1] residual, float[:, ::1] x, const float[::1] weight, 
 def norm_and_gradient(const float[:, ::1] x, const float[:, ::1] dy, const float[::1] weight):
     """Return y row by row, on any thread, and the gradients of all rows."""
     cdef Py_ssize_t row, rows = x.shape[0], n = x.shape[1]
+    if dy.shape[0] != rows or dy.shape[1] != n or weight.shape[0] != n or rows * n == 0:
+        raise ValueError("dy must have the shape of x, weight that of its last axis, none be empty")
     cdef float[:, ::1] y = np.empty((rows, n), np.float32), dx = np.empty((rows, n), np.float32)
     cdef float[::1] dweight = np.empty(n, np.float32)
     cdef void* scratch = malloc(fastrms_api.scratch_bytes(rows, n, 0))
+    if scratch == NULL:
+        raise MemoryError
     cdef int errors = 0
     for row in prange(rows, nogil=True):
         errors += fastrms_api.rms_norm(

@@ -85,7 +85,7 @@ def numpy_backward(case):
 
 
 def ours(case):
-    """The calls that OPS spells out."""
+    """The call that a caller with buffers of its own makes."""
     if case.op == "add":
         residual_add, residual, x = fastrms.residual_add, case.residual, case.x
         return lambda: residual_add(x, residual)

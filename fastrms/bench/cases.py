@@ -30,8 +30,6 @@ class Op:
     """One operation, in the words that the table prints."""
 
     label: str
-    call: str
-    call_in_place: str | None
     reads: tuple
     writes: tuple
     results: tuple
@@ -53,8 +51,6 @@ class Op:
 OPS = {
     "forward": Op(
         "forward",
-        "rms_norm(x, weight, eps, out=out)",
-        "rms_norm(x, weight, eps, out=x)",
         ("x",),
         ("out",),
         ("out",),
@@ -63,8 +59,6 @@ OPS = {
     ),
     "fresh": Op(
         "new array",
-        "rms_norm(x, weight, eps)",
-        None,
         ("x",),
         ("out",),
         ("out",),
@@ -73,8 +67,6 @@ OPS = {
     ),
     "offset": Op(
         "1 + weight",
-        "rms_norm(x, weight, eps, weight_offset=1, out=out)",
-        "rms_norm(x, weight, eps, weight_offset=1, out=x)",
         ("x",),
         ("out",),
         ("out",),
@@ -83,8 +75,6 @@ OPS = {
     ),
     "add_norm": Op(
         "add + norm",
-        "add_rms_norm(x, residual, weight, eps, out=out)",
-        "add_rms_norm(x, residual, weight, eps, out=x)",
         ("x", "residual"),
         ("residual", "out"),
         ("out", "residual"),
@@ -93,8 +83,6 @@ OPS = {
     ),
     "backward": Op(
         "backward",
-        "rms_norm_backward(dy, x, weight, eps, dx=dx, dweight=dweight)",
-        "rms_norm_backward(dy, x, weight, eps, dx=dy, dweight=dweight)",
         ("dy", "x"),
         ("dx",),
         ("dx", "dweight"),
@@ -103,8 +91,6 @@ OPS = {
     ),
     "add": Op(
         "residual add",
-        "residual_add(x, residual)",
-        "residual_add(x, residual)",
         ("residual", "x"),
         ("residual",),
         ("residual",),

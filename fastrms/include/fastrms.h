@@ -73,15 +73,15 @@ typedef struct fastrms_functions {
     /* With g = dy * (weight_offset + weight), xhat = x / rms, rms = sqrt(mean(x**2) + eps):
      * dx = (g - xhat * mean(g * xhat)) / rms, and dweight (n,) = sum of dy * xhat over all rows.
      * dx may be dy or x. dweight is NULL without a weight, and only then; scratch may be, then.
-     * dx within 2e-6 of its row's largest element, but where it cancels to less than 1e-8 of its
-     * two terms; dweight within 1e-6 of the sum of |dy * xhat|. No bit depends on the threads. */
+     * dx within 2e-6 of its row's largest element, plus (n + 512) / 2**56 of its largest |g| / rms;
+     * dweight within 1e-6 of the sum of |dy * xhat|. No bit depends on the threads. */
     int (*rms_norm_backward)(const float *dy, ptrdiff_t dy_stride,
                              const float *x, ptrdiff_t x_stride, const float *weight,
                              float *dx, ptrdiff_t dx_stride, float *dweight, void *scratch,
                              ptrdiff_t rows, ptrdiff_t n,
                              double eps, double weight_offset, int accumulate, int threads);
 
-    /* residual += scale * x. Rounded once, with scale 1 bit for bit as float addition.
+    /* residual += scale * x in float64, then rounded; with scale 1 bit for bit as float addition.
      * residual may be x. */
     int (*residual_add)(const float *x, ptrdiff_t x_stride,
                         float *residual, ptrdiff_t residual_stride, ptrdiff_t rows, ptrdiff_t n,
