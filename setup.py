@@ -102,19 +102,29 @@ class BuildExtensions(build_ext):
         super().build_extensions()
 
     def takes(self, compiling, linking=()):
-        """Whether the compiler, and the linker, take these flags without complaint."""
+        """Whether the compiler, and the linker, take these flags without complaint.
+
+        No flags are taken: a compiler that is not there, or that fails, ends the build itself.
+        """
+        if not compiling and not linking:
+            return True
         if self.compiler.compiler_type == "msvc":  # it knows none, and goes on without
-            return not compiling and not linking
+            return False
+        # Where the user's own CFLAGS have it complain in any case, only errors count.
+        strict = ["-Werror"] if self.compiles(["-Werror"]) else []
+        return self.compiles([*compiling, *strict], linking)
+
+    def compiles(self, compiling, linking=()):
+        """Whether a small source compiles with these flags, and links where there are some."""
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "probe.c")
             with open(path, "w") as file:
-                file.write("int probe(void) { return 0; }\n")
-            compiling, linking = [*compiling, "-Werror"], list(linking)
+                file.write("int probe(void);\nint probe(void) { return 0; }\n")
             library = os.path.join(folder, "probe.so")
             try:
                 made = self.compiler.compile([path], output_dir=folder, extra_postargs=compiling)
                 if linking:
-                    self.compiler.link_shared_object(made, library, extra_postargs=linking)
+                    self.compiler.link_shared_object(made, library, extra_postargs=list(linking))
             except Exception:
                 return False
         return True

@@ -307,13 +307,17 @@ def parse():
     parser.add_argument("--no-residual", action="store_true", help="see what breaks")
     parser.add_argument("--weights", action="store_true", help="learn a weight for each norm")
     parser.add_argument("--norm", choices=("fastrms", "numpy"), default="fastrms")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the loss")
+    parser.add_argument("--plot", metavar="FILE", help="draw the loss: .png or .svg")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     args = parser.parse_args()
     for module in ("rich", *["matplotlib"] * bool(args.plot)):
         if importlib.util.find_spec(module) is None:
             wanted = 'pip install ".[examples]" in the checkout'
             parser.exit(2, f"microgpt.py: {module} is not installed: {wanted}\n")
+    for path, kinds in ((args.out, (".npz", ".safetensors")), (args.plot, (".png", ".svg"))):
+        if path and not (path.endswith(kinds) and Path(path).absolute().parent.is_dir()):
+            wanted = f"a file {' or '.join(kinds)} in a folder that exists"
+            parser.exit(2, f"microgpt.py: {path}: wanted {wanted}\n")
     if min(args.steps, args.layers) < 1 or args.seed < 0:
         parser.exit(2, "microgpt.py: --steps and --layers start at 1, --seed at 0\n")
     try:

@@ -8,6 +8,9 @@ import sys as _sys
 from pathlib import Path as _Path
 
 try:
+    # NumPy's C code imports it, and takes a Ctrl-C in there for a broken install (7 of 150 tries).
+    import datetime as _datetime  # noqa: F401
+
     from ._core import (
         add_rms_norm,
         get_num_threads,

@@ -28,13 +28,29 @@ def whole(least, most=None):
 
 
 def positive(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
+    value = number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive, finite number")
     return value
+
+
+def between(least, most):
+    """Return a type for the numbers of a range."""
+
+    def parse(text):
+        value = number(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least:g} to {most:g}")
+        return value
+
+    return parse
+
+
+def number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def writable(text):

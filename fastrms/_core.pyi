@@ -1,4 +1,4 @@
-from typing import Any, Literal, TypeAlias, TypeVar, overload
+from typing import Any, Literal, SupportsIndex, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +12,17 @@ _Float32Buffer: TypeAlias = _Float32Array | Buffer
 _Out = TypeVar("_Out", bound=_Float32Buffer)
 _Sums = TypeVar("_Sums", bound=_Float64Array)
 _DWeight = TypeVar("_DWeight", bound=_Float32Buffer)
-_Accumulate: TypeAlias = bool | Literal["dx", "dweight"]
+_Bool: TypeAlias = bool | np.bool_
+_Real: TypeAlias = float | np.floating[Any] | np.integer[Any]
+_Accumulate: TypeAlias = _Bool | Literal["dx", "dweight"]
 
 @overload
 def rms_norm(
     x: _Float32Buffer,
     weight: _Float32Buffer | None = None,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     out: None = None,
     accumulate: Literal[False] = False,
 ) -> _Float32Array: ...
@@ -28,20 +30,20 @@ def rms_norm(
 def rms_norm(
     x: _Float32Buffer,
     weight: _Float32Buffer | None = None,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     out: _Out,
-    accumulate: bool = False,
+    accumulate: _Bool = False,
 ) -> _Out: ...
 @overload
 def rms_norm_backward(
     dy: _Float32Buffer,
     x: _Float32Buffer,
     weight: None = None,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     dx: None = None,
     dweight: None = None,
     accumulate: _Accumulate = False,
@@ -51,9 +53,9 @@ def rms_norm_backward(
     dy: _Float32Buffer,
     x: _Float32Buffer,
     weight: None = None,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     dx: _Out,
     dweight: None = None,
     accumulate: _Accumulate = False,
@@ -63,9 +65,9 @@ def rms_norm_backward(
     dy: _Float32Buffer,
     x: _Float32Buffer,
     weight: _Float32Buffer,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     dx: None = None,
     dweight: None = None,
     accumulate: _Accumulate = False,
@@ -75,9 +77,9 @@ def rms_norm_backward(
     dy: _Float32Buffer,
     x: _Float32Buffer,
     weight: _Float32Buffer,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     dx: _Out,
     dweight: None = None,
     accumulate: _Accumulate = False,
@@ -87,9 +89,9 @@ def rms_norm_backward(
     dy: _Float32Buffer,
     x: _Float32Buffer,
     weight: _Float32Buffer,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     dx: None = None,
     dweight: _DWeight,
     accumulate: _Accumulate = False,
@@ -99,9 +101,9 @@ def rms_norm_backward(
     dy: _Float32Buffer,
     x: _Float32Buffer,
     weight: _Float32Buffer,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     dx: _Out,
     dweight: _DWeight,
     accumulate: _Accumulate = False,
@@ -111,9 +113,9 @@ def add_rms_norm(
     x: _Float32Buffer,
     residual: _Float32Buffer,
     weight: _Float32Buffer | None = None,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     out: None = None,
 ) -> _Float32Array: ...
 @overload
@@ -121,12 +123,12 @@ def add_rms_norm(
     x: _Float32Buffer,
     residual: _Float32Buffer,
     weight: _Float32Buffer | None = None,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     out: _Out,
 ) -> _Out: ...
-def residual_add(x: _Float32Buffer, residual: _Out, scale: float = 1.0) -> _Out: ...
+def residual_add(x: _Float32Buffer, residual: _Out, scale: _Real = 1.0) -> _Out: ...
 @overload
 def sum_squares(x: _Float32Buffer, *, out: None = None) -> _Float64Array: ...
 @overload
@@ -137,7 +139,7 @@ def sum_products(
     x: _Float32Buffer,
     weight: _Float32Buffer | None = None,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     out: None = None,
 ) -> _Float64Array: ...
 @overload
@@ -146,29 +148,29 @@ def sum_products(
     x: _Float32Buffer,
     weight: _Float32Buffer | None = None,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     out: _Sums,
 ) -> _Sums: ...
 @overload
 def rms_scale(
     x: _Float32Buffer,
     sum_squares: _Float64Array,
-    size: int,
+    size: SupportsIndex,
     weight: _Float32Buffer | None = None,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     out: None = None,
 ) -> _Float32Array: ...
 @overload
 def rms_scale(
     x: _Float32Buffer,
     sum_squares: _Float64Array,
-    size: int,
+    size: SupportsIndex,
     weight: _Float32Buffer | None = None,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     out: _Out,
 ) -> _Out: ...
 @overload
@@ -177,11 +179,11 @@ def rms_scale_backward(
     x: _Float32Buffer,
     sum_squares: _Float64Array,
     sum_products: _Float64Array,
-    size: int,
+    size: SupportsIndex,
     weight: None = None,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     dx: None = None,
     dweight: None = None,
     accumulate: _Accumulate = False,
@@ -192,11 +194,11 @@ def rms_scale_backward(
     x: _Float32Buffer,
     sum_squares: _Float64Array,
     sum_products: _Float64Array,
-    size: int,
+    size: SupportsIndex,
     weight: None = None,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     dx: _Out,
     dweight: None = None,
     accumulate: _Accumulate = False,
@@ -207,11 +209,11 @@ def rms_scale_backward(
     x: _Float32Buffer,
     sum_squares: _Float64Array,
     sum_products: _Float64Array,
-    size: int,
+    size: SupportsIndex,
     weight: _Float32Buffer,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     dx: None = None,
     dweight: None = None,
     accumulate: _Accumulate = False,
@@ -222,11 +224,11 @@ def rms_scale_backward(
     x: _Float32Buffer,
     sum_squares: _Float64Array,
     sum_products: _Float64Array,
-    size: int,
+    size: SupportsIndex,
     weight: _Float32Buffer,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     dx: _Out,
     dweight: None = None,
     accumulate: _Accumulate = False,
@@ -237,11 +239,11 @@ def rms_scale_backward(
     x: _Float32Buffer,
     sum_squares: _Float64Array,
     sum_products: _Float64Array,
-    size: int,
+    size: SupportsIndex,
     weight: _Float32Buffer,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     dx: None = None,
     dweight: _DWeight,
     accumulate: _Accumulate = False,
@@ -252,11 +254,11 @@ def rms_scale_backward(
     x: _Float32Buffer,
     sum_squares: _Float64Array,
     sum_products: _Float64Array,
-    size: int,
+    size: SupportsIndex,
     weight: _Float32Buffer,
-    eps: float = 1e-5,
+    eps: _Real = 1e-5,
     *,
-    weight_offset: float = 0.0,
+    weight_offset: _Real = 0.0,
     dx: _Out,
     dweight: _DWeight,
     accumulate: _Accumulate = False,
@@ -264,9 +266,9 @@ def rms_scale_backward(
 
 MOST_THREADS: int
 
-def set_num_threads(n: int) -> None: ...
+def set_num_threads(n: SupportsIndex) -> None: ...
 def get_num_threads() -> int: ...
-def limit_threads(n: int) -> int: ...
+def limit_threads(n: SupportsIndex) -> int: ...
 def set_parallel_from(elements: int) -> int: ...
 def available_isas() -> tuple[str, ...]: ...
 def preferred_isa() -> str: ...

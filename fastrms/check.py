@@ -108,7 +108,7 @@ def run(target=None):
     """
     stream = sys.stderr if target == _arguments.STDOUT else sys.stdout
     say = functools.partial(print, file=stream, flush=True)
-    bounds = {name: bound for name, (_, bound) in MEASURES.items()}
+    bounds = {name: bound for name, (_, bound, _) in MEASURES.items()}
     # NumPy imports it where it is first named, and loses a Ctrl-C that comes in those 10 ms (NumPy
     # 2.4.6: in 18 of 400 tries): so before the first line, not behind it.
     np.random  # noqa: B018
@@ -119,7 +119,8 @@ def run(target=None):
     say(f"{'':<12}{'bound':>10}" + "".join(f"{isa:>10}" for isa in isas))
     for name, bound in bounds.items():
         errors = [max(row["errors"][name] for row in rows if row["isa"] == isa) for isa in isas]
-        say(f"{name:<12}{bound:>10g}" + "".join(f"{error:>10.3g}" for error in errors))
+        figures = "".join(f"{error:>10.3g}" for error in errors)
+        say(f"{name:<12}{bound:>10g}{figures}  {MEASURES[name][2]}")
     broken = sum(not row["errors"][name] <= bounds[name] for row in rows for name in bounds)
     threads = ", ".join(map(str, counts))
     cases = f"{len(SHAPES) * len(SCALES)} cases on each number of threads, {threads}"
@@ -148,7 +149,7 @@ def _worst_errors():
     worst = dict.fromkeys(MEASURES, 0.0)
     for number, (shape, scale) in enumerate(itertools.product(SHAPES, SCALES)):
         case = Case(np.random.default_rng(number), shape, scale)
-        for name, (measure, _) in MEASURES.items():
+        for name, (measure, _, _) in MEASURES.items():
             worst[name] = max(worst[name], measure(case))
     return worst
 
@@ -226,16 +227,17 @@ def _residual_add(case):
     return ulps(stream, reference.residual_add(case.x, expected, 0.5).astype(np.float64))
 
 
-# Each measure and its bound: ulp for forward and add, fractions for the gradients.
+ULP, OF_LARGEST = "ulp", "of the row's largest"
+# Each measure, its bound, and of what both are.
 MEASURES = {
-    "rms_norm": (lambda case: _forward(case, case.weight), FORWARD_ULP),
-    "no weight": (lambda case: _forward(case, None), FORWARD_ULP_UNWEIGHTED),
-    "1 + weight": (lambda case: _forward(case, case.weight, weight_offset=1.0), FORWARD_ULP),
-    "add_rms_norm": (_add_forward, FORWARD_ULP),
-    "dx": (_dx, DX),
-    "dweight": (_dweight, DWEIGHT),
-    "residual_add": (_residual_add, 0.0),
-    "rms_scale": (_rms_scale, FORWARD_ULP),
-    "split dx": (_split_dx, DX),
+    "rms_norm": (lambda case: _forward(case, case.weight), FORWARD_ULP, ULP),
+    "no weight": (lambda case: _forward(case, None), FORWARD_ULP_UNWEIGHTED, ULP),
+    "1 + weight": (lambda case: _forward(case, case.weight, weight_offset=1.0), FORWARD_ULP, ULP),
+    "add_rms_norm": (_add_forward, FORWARD_ULP, ULP),
+    "dx": (_dx, DX, OF_LARGEST),
+    "dweight": (_dweight, DWEIGHT, "of sum |dy * x / rms|"),
+    "residual_add": (_residual_add, 0.0, ULP),
+    "rms_scale": (_rms_scale, FORWARD_ULP, ULP),
+    "split dx": (_split_dx, DX, OF_LARGEST),
 }
 THREADS = (1, 2, 3)

@@ -147,7 +147,7 @@ def add_rms_norm(
 
 
 def residual_add(x: ArrayLike, residual: NDArray[Any], scale: float = 1.0) -> NDArray[Any]:
-    """``residual += scale * x``, rounded once to residual's dtype."""
+    """``residual += scale * x`` in float64, then rounded to residual's dtype."""
     residual[...] = np.asarray(residual, np.float64) + scale * np.asarray(x, np.float64)
     return residual
 
@@ -160,6 +160,8 @@ def _gradients(
     dweight: NDArray[Any] | None,
     accumulate: _Accumulate,
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    if accumulate not in (True, False, "dx", "dweight"):
+        raise ValueError(f'accumulate must be True, False, "dx" or "dweight", got {accumulate!r}')
     dx_result = _store(dx_value, dx, bool(accumulate) and accumulate != "dweight")
     if weight is None:
         return dx_result, None

@@ -92,10 +92,11 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, accumulat
     Raises
     ------
     TypeError
-        If an array is not native float32 (nothing is converted silently), or is masked.
+        If an array is not native float32 (nothing is converted silently), is masked, or is none;
+        or a number is none.
     ValueError
-        If a shape does not fit, eps is negative or NaN, `out` is read-only, or `accumulate` has
-        no `out` to add to or is a name. After a refusal every array is as it was.
+        If a shape does not fit or has no axis, eps is negative or NaN, `out` is read-only, or
+        `accumulate` has no `out` to add to or is a name. After a refusal every array is as it was.
 
     Notes
     -----
@@ -160,13 +161,13 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     x : float32 array, shape of dy
         The input of the forward pass. Only read, unless it is also `dx`.
     weight : float32 array, shape (n,), optional
-        The weight of the forward pass. Only read.
+        The weight of the forward pass. Only read, unless it is also `dweight`.
     eps, weight_offset : float
         As in the forward pass.
     dx : float32 array, shape of x, optional
         Where the gradient of x goes; may be `dy` or `x`.
     dweight : float32 array, shape (n,), optional
-        Where the gradient of weight goes.
+        Where the gradient of weight goes; may be `weight`.
     accumulate : bool, "dx" or "dweight"
         True adds to `dx` and `dweight`, those of them that were passed; the other one is new. With
         the gradient that came down the skip path as `dx`, this is the backward of a residual
@@ -180,18 +181,18 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     Raises
     ------
     TypeError
-        If an array is not native float32, or is masked.
+        If an array is not native float32, is masked, or is none; or a number is none.
     ValueError
-        If a shape does not fit, eps is negative or NaN, an output is read-only or shares memory
-        with the other, `dweight` comes without `weight`, or `accumulate` without a buffer to
-        add to or with another name. After a refusal every array is as it was.
+        If a shape does not fit or has no axis, eps is negative or NaN, an output is read-only or
+        shares memory with the other, `dweight` comes without `weight`, or `accumulate` without a
+        buffer to add to or with another name. After a refusal every array is as it was.
 
     Notes
     -----
     dx is within 2e-6 of its row's largest element, plus ``(n + 512) / 2**56`` of the row's largest
     ``|g| / rms``, which float64 itself leaves where dx cancels to next to nothing of it
-    (docs/numerics.md); dweight within 1e-6 of the sum of ``|dy * xhat|``, and its order of summation
-    depends on the number of rows alone.
+    (docs/numerics.md); dweight within 1e-6 of the sum of ``|dy * xhat|``, and its order of
+    summation depends on the number of rows alone.
 
     Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements, or of 8 rows for each thread
     where that is more. Some rows of `dx` are then done, the others and `dweight` are as they were.
@@ -234,10 +235,10 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
     Raises
     ------
     TypeError
-        If an array is not native float32, or is masked.
+        If an array is not native float32, is masked, or is none; or a number is none.
     ValueError
-        If a shape does not fit, eps is negative or NaN, an output is read-only, or `out` shares
-        memory with `residual`. After a refusal every array is as it was.
+        If a shape does not fit or has no axis, eps is negative or NaN, an output is read-only, or
+        `out` shares memory with `residual`. After a refusal every array is as it was.
 
     Notes
     -----
@@ -309,9 +310,10 @@ def residual_add(x, residual, scale=1.0):
     Raises
     ------
     TypeError
-        If an array is not native float32, or is masked.
+        If an array is not native float32, is masked, or is none; or a number is none.
     ValueError
-        If the shapes differ or `residual` is read-only. After a refusal every array is as it was.
+        If the shapes differ, one has no axis, or `residual` is read-only. After a refusal every
+        array is as it was.
 
     Notes
     -----
@@ -424,10 +426,10 @@ cdef int take_other_accumulate(object value, bint by_name) except -1:
             return FASTRMS_DX
         if value == "dweight":
             return FASTRMS_DWEIGHT
-    if isinstance(value, (int, np.bool_)):
+    if isinstance(value, (int, np.bool_)) and 0 <= value <= 1:
         return FASTRMS_DX | FASTRMS_DWEIGHT if value else 0
     wanted = 'True, False, "dx" or "dweight"' if by_name else "True or False"
-    if isinstance(value, str):
+    if isinstance(value, (int, str)):
         raise ValueError(f"accumulate must be {wanted}, got {value!r}")
     raise TypeError(f"accumulate must be {wanted}, got {type(value).__name__}")
 

@@ -236,7 +236,7 @@ def test_accumulate_without_the_buffer_that_it_names(arrays, refuse, function, n
     refuse(function, {**arguments, "accumulate": name}, ValueError, rf"accumulate.*\b{name}=")
 
 
-@pytest.mark.parametrize("bad", ["", "both", "dx,dweight", "DX", "out", "False"])
+@pytest.mark.parametrize("bad", ["", "both", "dx,dweight", "DX", "out", "False", 2, -1])
 @pytest.mark.parametrize("function", ACCUMULATE)
 def test_accumulate_by_another_name(arrays, refuse, function, bad):
     wanted = "True or False" if function == "rms_norm" else 'True, False, "dx" or "dweight"'

@@ -230,8 +230,8 @@ def test_the_command_prints_every_layer_as_json():
 
 
 def test_what_overflows_is_null_in_json(tmp_path):
-    run = command("--layers", "12", "--gain", "1e4", "--json", str(tmp_path / "a.json"))
-    assert "At gain 10000, after 12 layers" in run.stdout
+    run = command("--layers", "60", "--gain", "10", "--json", str(tmp_path / "a.json"))
+    assert "At gain 10, after 60 layers" in run.stdout
     results = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
     assert results[1]["rms"][-1] is None
 
@@ -261,8 +261,9 @@ def test_the_picture(tmp_path):
         (["--layers", "0"], "'0' is not a whole number from 1 to 1000"),
         (["--layers", "99999999"], "'99999999' is not a whole number from 1 to 1000"),
         (["--seed", "-1"], "'-1' is not a whole number of 0 or more"),
-        (["--gain", "-1"], "positive"),
-        (["--gain", "nan"], "positive"),
+        (["--gain", "-1"], "'-1' is not a number from 0.1 to 10"),
+        (["--gain", "nan"], "'nan' is not a number from 0.1 to 10"),
+        (["--gain", "1e30"], "'1e30' is not a number from 0.1 to 10"),
         (["--relu", "never"], "invalid choice"),
         (["--layers", "2", "--plot", "no/such/folder/a.png"], "cannot write"),
         (["--layers", "2", "--plot", "tests"], "must end in .png or .svg"),

@@ -273,6 +273,16 @@ def test_a_refusal_is_an_exit_code(args):
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+@pytest.mark.parametrize("file", ["no/such/folder/a{}", "a.txt"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_first_step(option, file):
+    run = command(option, file.format({"--out": ".npz", "--plot": ".png"}[option]))
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert "in a folder that exists" in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
 def test_the_text_is_there_on_every_machine():
     text = tools.standard_library_text()
     assert len(text) > 1_000_000

@@ -77,8 +77,9 @@ def report_changes(screen, old, record, fail_below):
     from . import compare
 
     found = compare.changes(old, record)
-    screen.lines(["", f"against the record of {old['date']}; the new speed over the old one:"])
+    screen.lines(["", f"against the record of {old['date']}:"])
     screen.table(compare.TITLES, [compare.cells(change) for change in found])
+    screen.lines(compare.NOTES)
     failed = [c for c in found if fail_below and c["counts"] and c["ratio"] < fail_below]
     if failed:
         count = f"{len(failed)} of {len(found)}"

@@ -12,6 +12,11 @@ LEAST_NOISE = 0.05
 
 TITLES = (*report.TITLES[:4], "speed", "", "old", "new", "of floor")
 
+NOTES = (
+    "speed: the new over the old, by time or by fraction of the floor, whichever changed less;",
+    "  in words where that is beyond noise. old, new: a call's time, in the median process.",
+)
+
 
 def load(path):
     """Return the record in a file; ValueError says why it is none."""

@@ -53,7 +53,7 @@ def add_arguments(parser):
     add_list("--shape", _arguments.several(shape), "RxN,RxN", shapes)
     add_list("--data", names(cases.DATA), "D,D", choices(cases.DATA, Plan.data))
     add_list("--threads", _arguments.several(whole(1, _core.MOST_THREADS)), "T,T", "default: 1")
-    add("--isa", help="instruction set to force: baseline, v3, v4 (default: the best)")
+    add("--isa", help="instruction set to force: baseline, v3, v4 (default: what info says)")
     add("--rounds", type=whole(1), default=Plan.rounds, metavar="N", help="default: %(default)s")
     others = f"rivals to time as well, if installed: all, or of {', '.join(peers.PEERS)}"
     add_list("--peers", names(peers.PEERS), "A,B", others)
@@ -70,7 +70,10 @@ def add_arguments(parser):
     add("--plot", type=_arguments.picture, metavar="FILE", help="draw a picture: .png or .svg")
     again = "measure the rows of an earlier --json again, and compare the times"
     add("--compare", type=Path, metavar="OLD.json", help=again)
-    slow = "with --compare: exit with 1 if a row's speed has changed to less than R of the old one"
+    slow = (
+        "with --compare: exit with 1 if a row's speed is less than R of the old one, by a change "
+        "beyond noise, which the table has in words"
+    )
     add("--fail-below", type=_arguments.positive, metavar="R", help=slow)
 
 

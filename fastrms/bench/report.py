@@ -94,7 +94,8 @@ def footer(record):
     for op, model in record["byte_models"].items():
         lines.append(f"  {OPS[op].label}: {model}")
     lines += [
-        "spread: the median round beyond the best.",
+        "best: the best round's time of one call; spread: the median round beyond it.",
+        "x NumPy: the time of the formula as people write it in NumPy, over ours.",
         "of floor: the floor's best time over ours; 1 is the price of a copy.",
     ]
     if any(not row["trusted"] for row in record["rows"]):

@@ -20,10 +20,10 @@ def add_studies(parser):
     add("--layers", type=_arguments.whole(1, 1000), default=128, metavar="L", help="default: 128")
     add(
         "--gain",
-        type=_arguments.several(_arguments.positive),
+        type=_arguments.several(_arguments.between(0.1, 10)),
         action="extend",
         metavar="G,G",
-        help="size of the weights, 1 = critical; repeatable (default: 1.3,0.7)",
+        help="size of the weights, 0.1 to 10, 1 = critical; repeatable (default: 1.3,0.7)",
     )
     add(
         "--relu",
