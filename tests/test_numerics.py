@@ -1,6 +1,7 @@
 """The bounds that fastrms.check promises, on rows built against them; the oracle has 80 bits."""
 
 import functools
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -145,6 +146,18 @@ def test_dy_is_x(isa, rng, eps):
     case = Rows(x, x, np.ones(64, np.float32), eps)
     dx, _ = fastrms.rms_norm_backward(*case)
     assert dx_error(dx, exact(case)[2], x, x, None, eps) <= DX
+
+
+@pytest.mark.parametrize("n", [64, 4096, 65536, 2**22])
+@pytest.mark.parametrize("left", [1e-9, 2e-8, 1e-6, 1e-5])
+def test_dx_of_a_constant_row_is_within_the_readmes_words(isa, n, left):
+    """dx is eps / rms**3 there, `left` of its two terms."""
+    x, eps = np.full((1, n), 1.3, np.float32), left * 1.69
+    dx, _ = fastrms.rms_norm_backward(np.ones_like(x), x, eps=eps)
+    square = Decimal(float(x[0, 0])) ** 2 + Decimal(eps)
+    exact_dx = Decimal(eps) / (square * square.sqrt())
+    bound = Decimal(DX) * exact_dx + Decimal(n + 512) / 2**56 / square.sqrt()
+    assert max(abs(Decimal(float(end)) - exact_dx) for end in (dx.min(), dx.max())) <= bound
 
 
 @pytest.mark.parametrize("n", [8192, 16384, 262144])
