@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tempfile
+from contextlib import suppress
 
 if sys.implementation.name != "cpython":
     sys.exit(f"fastrms is for CPython: it has no build for {sys.implementation.name}")
@@ -32,6 +33,9 @@ DIRECTIVES = {
 # Numbers come before speed: no -ffast-math and no contraction, so that every instruction set gives
 # the same bits. Neither errno nor traps from the math functions are read, so both may go.
 COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+# What CFLAGS must not bring in again. When it links with these, GCC adds start-up code, too, that
+# has the whole process flush subnormal numbers.
+INEXACT = r"-Ofast|-f(fast|unsafe|associative|reciprocal|finite)-math.*|-fno-signed-zeros|-mdaz-ftz"
 # x86-64-v3 and -v4 by what they consist of, and v3's prefetch for writing: older compilers have no
 # name for them, zig another one.
 V3 = ["-mavx2", "-mbmi", "-mbmi2", "-mf16c", "-mfma", "-mlzcnt", "-mmovbe", "-mprfchw"]
@@ -74,9 +78,10 @@ class BuildExtensions(build_ext):
     def build_extensions(self):
         # Python's own flags may hold a path of this machine (pyenv's do), where no library is to
         # be looked for. setuptools' for Windows have the compiler link, of which clang complains.
-        for tool, unwanted in (("linker_so", "-rpath"), ("compiler_so", "-shared")):
+        for tool, unwanted in (("linker_so", ".*-rpath.*"), ("compiler_so", "-shared.*")):
+            unwanted = re.compile(f"{unwanted}|{INEXACT}")
             flags = getattr(self.compiler, tool, [])
-            setattr(self.compiler, tool, [flag for flag in flags if unwanted not in flag])
+            setattr(self.compiler, tool, [flag for flag in flags if not unwanted.fullmatch(flag)])
         windows = self.get_ext_filename("").endswith(".pyd")  # to be run there, not compiled
         common = [*COMMON, *(MINGW if windows else [])]
         common = [flag for flag in common if self.takes([flag])]
@@ -87,6 +92,9 @@ class BuildExtensions(build_ext):
         for ext in self.extensions:
             isa = re.sub("fastrms._(kernels_)?", "", ext.name)
             if not self.takes(ISA_FLAGS.get(isa, [])):
+                # Another compiler's, of an earlier build, would be taken for this one's.
+                with suppress(FileNotFoundError):
+                    os.remove(self.get_ext_fullpath(ext.name))
                 continue
             if isa == "core":
                 ext.extra_link_args += [flag for flag in threads if self.takes([], [flag])]

@@ -28,8 +28,12 @@ cdef inline int bad_pointer(const void* data, size_t alignment) noexcept nogil:
 
 cdef int bad_output(const float* data, Py_ssize_t stride, Py_ssize_t rows,
                     Py_ssize_t n) noexcept nogil:
-    """Rows that overlap would be written by two threads at once, and read after they were."""
-    if rows > 1 and -n < stride < n:
+    """Rows that overlap would be written by two threads at once, and read after they were.
+
+    Those too far apart for an address would be written around the end of memory, onto others.
+    """
+    cdef Py_ssize_t most = MOST_FLOATS // max(rows, 1)
+    if rows > 1 and (-n < stride < n or not -most <= stride <= most):
         return FASTRMS_BAD_STRIDE
     return bad_pointer(data, sizeof(float))
 

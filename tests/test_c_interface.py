@@ -52,6 +52,7 @@ WRONG = [
     ("weight", 1, BAD_POINTER),
     *((f"{name}_stride", N - 1, BAD_STRIDE) for name in ("out", "residual", "dx")),
     *((f"{name}_stride", 1 - N, BAD_STRIDE) for name in ("out", "residual", "dx")),
+    *(("out_stride", far, BAD_STRIDE) for far in (1 << 62, (1 << 62) + N, 1 + (1 << 59), -1 << 63)),
     *((name, 1, BAD_POINTER) for name in ("x", "dy", *WRITTEN, *SUMS[:2])),
     *((name, None, BAD_POINTER) for name in ("x", "dy", *WRITTEN, *SUMS[:2])),
     ("scratch", None, BAD_SCRATCH),
