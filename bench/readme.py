@@ -40,7 +40,7 @@ def introduction(record):
     sizes = ", ".join(f"{report.size(c['bytes'])} L{c['level']}" for c in caches)
     versions = ", ".join(f"{name} {version}" for name, version in record["peers"].items())
     return (
-        "Fractions of the floor, the cheapest NumPy pass over the same bytes timed in the same "
+        "Fractions of the floor, the cheapest NumPy pass over the same arrays, timed in the same "
         "rounds: 1 is the price of a copy, more is better. Each cell: fastrms, then the best of "
         f"the others; the faster one is bold{untrusted_note(record)}.\n\n"
         f"`python bench/record.py`: {measured(record)}; {record['machine']['cpus_usable']} CPUs "

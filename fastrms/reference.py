@@ -2,7 +2,7 @@
 
 Same names, arguments and arrays written as the compiled functions; without an output to write to
 the result stays float64. The tests' oracle and the documentation's formula. It refuses nothing
-that NumPy accepts.
+that NumPy accepts, but a name that `accumulate` does not know.
 """
 
 from typing import Any, Literal, TypeAlias
@@ -202,6 +202,8 @@ def _factor(weight: ArrayLike | None, weight_offset: float) -> Any:
 
 def _store(value: NDArray[Any], out: NDArray[Any] | None, accumulate: bool) -> NDArray[Any]:
     """Write a result where the caller wants it, rounded to the buffer's dtype before any sum."""
+    if accumulate not in (True, False):
+        raise ValueError(f"accumulate must be True or False, got {accumulate!r}")
     if out is None:
         return value
     with np.errstate(all="ignore"):

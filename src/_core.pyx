@@ -189,10 +189,10 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
 
     Notes
     -----
-    dx is within 2e-6 of its row's largest element, plus ``(n + 512) / 2**56`` of the row's largest
-    ``|g| / rms``, which float64 itself leaves where dx cancels to next to nothing of it
-    (docs/numerics.md); dweight within 1e-6 of the sum of ``|dy * xhat|``, and its order of
-    summation depends on the number of rows alone.
+    Beside its own rounding, dx is within 2e-6 of its row's largest element, plus
+    ``(n + 512) / 2**56`` of the row's largest ``|g| / rms``, which float64 itself leaves where dx
+    cancels to next to nothing of it (docs/numerics.md); dweight is within 1e-6 of the sum of
+    ``|dy * xhat|``, and its order of summation depends on the number of rows alone.
 
     Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements, or of 8 rows for each thread
     where that is more. Some rows of `dx` are then done, the others and `dweight` are as they were.

@@ -26,7 +26,8 @@ def sum_squares(x, *, out=None):
     TypeError
         If `x` is not native float32 or `out` is not native float64, or one of them is masked.
     ValueError
-        If the shapes do not fit or `out` is read-only. After a refusal every array is as it was.
+        If the shapes do not fit or have no axis, or `out` is read-only. After a refusal every
+        array is as it was.
 
     Notes
     -----
@@ -75,9 +76,10 @@ def sum_products(dy, x, weight=None, *, weight_offset=0.0, out=None):
     ------
     TypeError
         If `dy`, `x` or `weight` is not native float32 or `out` is not native float64, or one of
-        them is masked.
+        them is masked; or weight_offset is no number.
     ValueError
-        If the shapes do not fit or `out` is read-only. After a refusal every array is as it was.
+        If the shapes do not fit or have no axis, or `out` is read-only. After a refusal every
+        array is as it was.
 
     Examples
     --------
@@ -122,10 +124,11 @@ def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0,
     Raises
     ------
     TypeError
-        If an array is not of its dtype, native, or is masked; if size is no integer.
+        If an array is not of its dtype, native, or is masked; if size is no integer, or eps or
+        weight_offset no number.
     ValueError
-        If a shape does not fit, size is out of range, eps is negative or NaN, or `out` is
-        read-only. After a refusal every array is as it was.
+        If a shape does not fit or has no axis, size is out of range, eps is negative or NaN, or
+        `out` is read-only. After a refusal every array is as it was.
 
     Notes
     -----

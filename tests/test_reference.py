@@ -265,3 +265,17 @@ def test_reference_signatures():
 def _parameters(function):
     parameters = inspect.signature(function).parameters.values()
     return [(parameter.name, parameter.kind, parameter.default) for parameter in parameters]
+
+
+@pytest.mark.parametrize("bad", ["dx", "yes", 2])
+def test_an_accumulate_that_is_no_truth(bad):
+    x = np.ones((2, 3))
+    with pytest.raises(ValueError, match="accumulate must be True or False"):
+        reference.rms_norm(x, out=x.copy(), accumulate=bad)
+
+
+@pytest.mark.parametrize("bad", ["dX", "yes", 2])
+def test_an_accumulate_that_no_gradient_has(bad):
+    x = np.ones((2, 3))
+    with pytest.raises(ValueError, match='accumulate must be True, False, "dx" or "dweight"'):
+        reference.rms_norm_backward(x, x, dx=x.copy(), accumulate=bad)

@@ -42,7 +42,7 @@ extern "C" {
 
 enum fastrms_error {
     FASTRMS_OK = 0,
-    FASTRMS_BAD_SIZE,    /* rows, n or size below zero or too large */
+    FASTRMS_BAD_SIZE,    /* rows, n or size below zero or too large; size below n */
     FASTRMS_BAD_STRIDE,  /* rows of an output that overlap */
     FASTRMS_BAD_POINTER, /* NULL, misaligned, two outputs in one place; one of weight, dweight alone */
     FASTRMS_BAD_EPS,     /* negative or NaN */
@@ -73,8 +73,9 @@ typedef struct fastrms_functions {
     /* With g = dy * (weight_offset + weight), xhat = x / rms, rms = sqrt(mean(x**2) + eps):
      * dx = (g - xhat * mean(g * xhat)) / rms, and dweight (n,) = sum of dy * xhat over all rows.
      * dx may be dy or x. dweight is NULL without a weight, and only then; scratch may be, then.
-     * dx within 2e-6 of its row's largest element, plus (n + 512) / 2**56 of its largest |g| / rms;
-     * dweight within 1e-6 of the sum of |dy * xhat|. No bit depends on the threads. */
+     * Beside its own rounding, dx is within 2e-6 of its row's largest element plus
+     * (n + 512) / 2**56 of the row's largest |g| / rms, dweight within 1e-6 of the sum of
+     * |dy * xhat|. No bit depends on the threads. */
     int (*rms_norm_backward)(const float *dy, ptrdiff_t dy_stride,
                              const float *x, ptrdiff_t x_stride, const float *weight,
                              float *dx, ptrdiff_t dx_stride, float *dweight, void *scratch,
@@ -112,8 +113,8 @@ typedef struct fastrms_functions {
                               ptrdiff_t rows, ptrdiff_t n, ptrdiff_t size,
                               double eps, double weight_offset, int accumulate, int threads);
 
-    /* What the backward functions need: with threads = 1 some 32 n bytes, with 0 at most 800 n. Of
-     * bad sizes 0, which the call then refuses. */
+    /* What the backward functions need, n rounded up to a multiple of 16: with threads = 1 some 32 n
+     * bytes, with 0 at most 800 n. Of bad sizes 0, which the call then refuses. */
     size_t (*scratch_bytes)(ptrdiff_t rows, ptrdiff_t n, int threads);
 } fastrms_functions;
 
