@@ -78,10 +78,12 @@ class BuildExtensions(build_ext):
     def build_extensions(self):
         # Python's own flags may hold a path of this machine (pyenv's do), where no library is to
         # be looked for. setuptools' for Windows have the compiler link, of which clang complains.
-        for tool, unwanted in (("linker_so", ".*-rpath.*"), ("compiler_so", "-shared.*")):
+        for tool, unwanted in (("linker_so", ".*-rpath.*"), ("compiler_so", ".*-shared.*")):
             unwanted = re.compile(f"{unwanted}|{INEXACT}")
             flags = getattr(self.compiler, tool, [])
             setattr(self.compiler, tool, [flag for flag in flags if not unwanted.fullmatch(flag)])
+        # Where the user's own CFLAGS have the compiler complain in any case, only errors count.
+        self.strict = ["-Werror"] if self.compiles(["-Werror"]) else []
         windows = self.get_ext_filename("").endswith(".pyd")  # to be run there, not compiled
         common = [*COMMON, *(MINGW if windows else [])]
         common = [flag for flag in common if self.takes([flag])]
@@ -118,9 +120,7 @@ class BuildExtensions(build_ext):
             return True
         if self.compiler.compiler_type == "msvc":  # it knows none, and goes on without
             return False
-        # Where the user's own CFLAGS have it complain in any case, only errors count.
-        strict = ["-Werror"] if self.compiles(["-Werror"]) else []
-        return self.compiles([*compiling, *strict], linking)
+        return self.compiles([*compiling, *self.strict], linking)
 
     def compiles(self, compiling, linking=()):
         """Whether a small source compiles with these flags, and links where there are some."""

@@ -1,6 +1,7 @@
 """The command line: `fastrms` and `python -m fastrms`. It parses, calls, and reports; no more."""
 
 import argparse
+import functools
 import os
 import sys
 
@@ -35,27 +36,23 @@ def build_parser():
     parser = Parser(prog="fastrms", description="RMSNorm for NumPy on the CPU.")
     parser.add_argument("--version", action="version", version=f"fastrms {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add = functools.partial(_arguments.add_command, commands)
 
-    info = add(commands, "info", "show versions, compiler, instruction set, threads")
+    info = add("info", "show versions, compiler, instruction set, threads")
     _arguments.add_json(info)
     info.set_defaults(run=run_info)
 
-    check_ = add(commands, "check", "check every function on this machine, now: its largest error")
+    check_ = add("check", "check every function on this machine, now: its largest error")
     _arguments.add_json(check_)
     check_.set_defaults(run=lambda args: check.run(args.json))
 
-    bench_ = add(commands, "bench", "time every function beside the price of a copy")
+    bench_ = add("bench", "time every function beside the price of a copy")
     bench.add_arguments(bench_)
     bench_.set_defaults(run=bench.run)
 
-    demo_ = add(commands, "demo", "show what the norm and the skip path are for")
+    demo_ = add("demo", "show what the norm and the skip path are for")
     demo.add_studies(demo_)
     return parser
-
-
-def add(commands, name, text):
-    """Add a command whose own --help says what the list of commands does."""
-    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
 
 
 def run_info(args):

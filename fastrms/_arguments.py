@@ -75,6 +75,11 @@ def picture(text):
     return writable(text)
 
 
+def add_command(commands, name, text):
+    """Add a subparser whose own --help says what the list of commands does."""
+    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+
+
 def add_json(parser):
     parser.add_argument(
         "--json",

@@ -33,9 +33,11 @@ def default(environ=os.environ):
 
 
 def _number(text):
-    """Return the integer that a text's digits are, or 0."""
-    text = text.strip()
-    return int(text) if text.isascii() and text.isdigit() else 0
+    """Return the integer that a text is, or 0; 1_0 is Python's alone."""
+    try:
+        return int(text) if text.isascii() and "_" not in text else 0
+    except ValueError:
+        return 0
 
 
 def _cpus():

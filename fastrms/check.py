@@ -119,10 +119,10 @@ def run(target=None):
     settings = [*itertools.product(isas, counts)]
     rows = [*_output.progress(_measure(settings), len(settings))]
     say(f"{'':<12}{'bound':>10}" + "".join(f"{isa:>10}" for isa in isas))
-    for name, bound in bounds.items():
+    for name, (_, bound, unit) in MEASURES.items():
         errors = [max(row["errors"][name] for row in rows if row["isa"] == isa) for isa in isas]
         figures = "".join(f"{error:>10.3g}" for error in errors)
-        say(f"{name:<12}{bound:>10g}{figures}  {MEASURES[name][2]}")
+        say(f"{name:<12}{bound:>10g}{figures}  {unit}")
     broken = sum(not row["errors"][name] <= bounds[name] for row in rows for name in bounds)
     threads = ", ".join(map(str, counts))
     cases = f"{len(SHAPES) * len(SCALES)} cases on each number of threads, {threads}"

@@ -189,9 +189,10 @@ def no_rows(array, name):
         raise TypeError(f"{name} must be a dask array, got {type(array).__name__}")
     if array.ndim == 0:
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
-    if array.dtype.kind in "fiu" and array.dtype != np.float32:  # residual is not written here
-        got = f"{array.dtype.str!r} ({array.dtype})"
-        raise TypeError(f"{name} must be native float32, got {got}; use {name}.astype(np.float32)")
+    if array.dtype.kind in "fiu" and array.dtype != np.float32:
+        # residual is not written here: what the NumPy functions say of an array that is only read.
+        got, way = f"{array.dtype.str!r} ({array.dtype})", f"{name}.astype(np.float32)"
+        raise TypeError(f"{name} must be native float32, got {got}; convert it first: {way}")
     return empty_like(array, (0, array.shape[-1]), name)
 
 

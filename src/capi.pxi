@@ -32,9 +32,11 @@ cdef int bad_output(const float* data, Py_ssize_t stride, Py_ssize_t rows,
 
     Those too far apart for an address would be written around the end of memory, onto others.
     """
-    cdef Py_ssize_t most = MOST_FLOATS // max(rows, 1)
-    if rows > 1 and (-n < stride < n or not -most <= stride <= most):
-        return FASTRMS_BAD_STRIDE
+    cdef Py_ssize_t most
+    if rows > 1:
+        most = MOST_FLOATS // rows
+        if -n < stride < n or not -most <= stride <= most:
+            return FASTRMS_BAD_STRIDE
     return bad_pointer(data, sizeof(float))
 
 

@@ -60,6 +60,15 @@ WRONG = [
 ]
 
 
+def memory_for(draw, function):
+    """Return an array for each address that a function takes."""
+    memory = {key: draw(ROWS, N) for key in ("x", "dy", "weight", *WRITTEN)}
+    memory |= {key: np.ones(300 * N) for key in SUMS}
+    if function in ("sum_squares", "sum_products"):
+        memory["out"] = np.ones(ROWS)
+    return memory
+
+
 def call(function, memory, changes):
     """Call with good arguments but for `changes`; for an address, what is added to it."""
     arguments = []
@@ -80,10 +89,7 @@ def call(function, memory, changes):
     [(function, *wrong) for function in CALLS for wrong in WRONG if wrong[0] in NAMES[function]],
 )
 def test_refusals(draw, function, name, value, code):
-    memory = {key: draw(ROWS, N) for key in ("x", "dy", "weight", *WRITTEN)}
-    memory |= {key: np.ones(300 * N) for key in SUMS}
-    if function in ("sum_squares", "sum_products"):
-        memory["out"] = np.ones(ROWS)
+    memory = memory_for(draw, function)
     before = {key: array.tobytes() for key, array in memory.items()}
     assert call(function, memory, {name: value}) == code
     assert {key: array.tobytes() for key, array in memory.items()} == before
@@ -107,10 +113,8 @@ def test_the_largest_sizes(rows, n, code):
 
 @pytest.mark.parametrize("function", CALLS)
 def test_the_address_of_an_empty_array_does_not_matter(draw, function):
-    memory = {key: draw(ROWS, N) for key in ("x", "dy", "weight", *WRITTEN)}
-    memory |= {key: np.ones(300 * N) for key in SUMS}
     anywhere = {"n": 0, "x": 1, "dy": 1, "weight": 1}
-    assert call(function, memory, anywhere) == OK
+    assert call(function, memory_for(draw, function), anywhere) == OK
 
 
 @pytest.mark.parametrize(

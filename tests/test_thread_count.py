@@ -25,6 +25,7 @@ print(fastrms.get_num_threads(), fastrms.show_config("dicts")["threads"]["defaul
         ({"OMP_NUM_THREADS": "1"}, "1, from OMP_NUM_THREADS"),
         ({"OMP_NUM_THREADS": "3"}, "3, from OMP_NUM_THREADS"),
         ({"OMP_NUM_THREADS": "4,2"}, "4, from OMP_NUM_THREADS"),
+        ({"OMP_NUM_THREADS": " +4 "}, "4, from OMP_NUM_THREADS"),
         ({"OMP_NUM_THREADS": "5000"}, "1024, from OMP_NUM_THREADS"),
         ({"FASTRMS_NUM_THREADS": "3"}, "3, from FASTRMS_NUM_THREADS"),
         ({"FASTRMS_NUM_THREADS": "1", "OMP_NUM_THREADS": "3"}, "1, from FASTRMS_NUM_THREADS"),
@@ -38,7 +39,7 @@ def test_threads_from_the_environment(python, environment, expected):
     assert count == expected.partition(",")[0]
 
 
-@pytest.mark.parametrize("bad", ["0", "-2", "many", "1.5", "1_0", "\u0663", "", ",2"])
+@pytest.mark.parametrize("bad", ["0", "-2", "many", "1.5", "1_0", "\u0663", "9" * 5000, "", ",2"])
 def test_openmp_ignores_nonsense(python, bad):
     alone, ignored = python(COUNT), python(COUNT, OMP_NUM_THREADS=bad)
     assert alone.returncode == 0

@@ -14,7 +14,8 @@ __all__ = ["add_studies"]
 def add_studies(parser):
     """Give the `demo` subparser a subparser for each study."""
     studies = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
-    depth = studies.add_parser("depth", help="activations and gradients through a deep stack")
+    text = "activations and gradients through a deep stack"
+    depth = _arguments.add_command(studies, "depth", text)
     add = depth.add_argument
     # A thousand layers take 0.6 GB and a minute.
     add("--layers", type=_arguments.whole(1, 1000), default=128, metavar="L", help="default: 128")
