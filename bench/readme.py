@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from measured import at, line
+from measured import line
 from record import PICTURE, RESULTS
 
 from fastrms.bench import compare, plot, report
@@ -50,9 +50,9 @@ def introduction(record):
 
 
 def measured(record):
-    """Return what was measured where and when: results hold for that commit."""
-    isa, commit = record["config"]["instruction set"]["in use"], record.get("commit")
-    return f"{line(record['machine']['cpu'], isa, commit, at(commit))}, {record['date'][:10]}"
+    """Return the CPU, instruction set, commit and date of a record."""
+    isa = record["config"]["instruction set"]["in use"]
+    return line(record["machine"]["cpu"], isa, record.get("commit"), record["date"][:10])
 
 
 def summary(record, picture):
