@@ -3,6 +3,7 @@ that measure the suite itself. Cython's directives are those of setup.py.
 """
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -41,11 +42,44 @@ def directives():
     raise LookupError("setup.py has no DIRECTIVES")
 
 
+def sources(root):
+    """Return the Cython sources in src/ by file name, whatever folder they are in."""
+    found = {}
+    for path in sorted((root / "src").rglob("*.p*")):
+        if path.suffix in (".pyx", ".pxi"):
+            if path.name in found:
+                raise LookupError(f"two sources have the same name: {found[path.name]}, {path}")
+            found[path.name] = path
+    return found
+
+
+def included(files, module):
+    """Return the names of MODULE.pyx and of every source that it includes."""
+    names = [f"{module}.pyx"]
+    for name in names:  # grows on the way
+        inner = re.findall(r'^include "(?:[^"]*/)?([^"/]+)"', files[name].read_text(), re.MULTILINE)
+        names += [other for other in inner if other not in names]
+    return names
+
+
+def functions(lines):
+    """Return for each line of a source the function it belongs to, or "(module)"."""
+    found, name = [], "(module)"
+    for line in lines:
+        if match := re.match(r"(?:c?def|cpdef)\b[^=(]*?(\w+)\(", line):
+            name = match[1]
+        elif line and not line.startswith((" ", ")")):
+            name = "(module)"
+        found.append(name)
+    return found
+
+
 def to_c(scratch, name):
-    """Translate src/NAME.pyx, and return the C file; CalledProcessError if Cython refuses it."""
+    """Translate NAME.pyx, and return the C file; CalledProcessError if Cython refuses it."""
     target = scratch / f"{name}.c"
+    source = sources(scratch)[f"{name}.pyx"].relative_to(scratch)
     command = [sys.executable, "-m", "cython", *directives(), "--module-name", f"fastrms.{name}"]
-    command += ["-I", "src", "-I", ".", "-o", str(target), f"src/{name}.pyx"]
+    command += ["-I", "src", "-I", ".", "-o", str(target), str(source)]
     subprocess.run(command, cwd=scratch, check=True, capture_output=True, text=True, timeout=120)
     return target
 

@@ -23,7 +23,7 @@ FLAGS = ["-O1", "-fno-inline", "--coverage"]
 TESTS = ("contract", "buffers", "protocols", "overlap", "layout", "special", "range", "accuracy")
 TESTS += ("bits", "runs", "shards", "memory", "threads", "fuzz", "c_api", "c_interface")
 REASONS = Path(__file__).with_name("uncovered.txt")
-POSITION = re.compile(r'\s*/\* "(?:src/)?([^"]+)":(\d+)$')
+POSITION = re.compile(r'\s*/\* "(?:[^"]*/)?([^"/]+)":(\d+)$')
 # What Cython writes for a condition of the source.
 CONDITION = re.compile(r"\s*(\} else )?if \(\(?!?__pyx_t_\d+\)?\) \{|\s*(while|for) \(")
 
@@ -55,35 +55,47 @@ def counts(scratch, module):
 def measure(scratch, module):
     """Return how often each source line ran, and each way of its branches."""
     seen, lines, branches = counts(scratch, module), defaultdict(int), defaultdict(list)
+    texts = source_lines(scratch)
     for number, text, place in positions(scratch / f"{module}.c"):
-        if number not in seen or not (scratch / "src" / place[0]).exists():
+        if number not in seen or place[0] not in texts:
             continue
         lines[place] = max(lines[place], seen[number]["count"])
         if CONDITION.match(text) and len(seen[number]["branches"]) == 2:
             branches[place].append([way["count"] for way in seen[number]["branches"]])
-    texts = source_lines(scratch)
     for file, line in list(branches):
         if texts[file][line - 1].lstrip().startswith(("def ", "except")):
             del branches[file, line]  # how arguments came, and which exception
     return lines, branches
 
 
-def source_lines(scratch):
-    return {path.name: path.read_text().splitlines() for path in (scratch / "src").iterdir()}
+def source_lines(root):
+    """Return the lines of each Cython source, by file name."""
+    files = scratch_build.sources(root)
+    return {name: path.read_text().splitlines() for name, path in files.items()}
+
+
+def places(texts):
+    """Return the function and the code of each line, by file name and number."""
+    found = {}
+    for file, lines in texts.items():
+        for number, function in enumerate(scratch_build.functions(lines), 1):
+            code = re.sub(r"\s\s+# .*", "", lines[number - 1])
+            found[file, number] = function, code.strip()
+    return found
 
 
 def uncovered(scratch, lines, branches):
-    """Yield `file: what: source text` for each line never run and each branch half run."""
-    texts = source_lines(scratch)
-    for (file, number), count in sorted(lines.items()):
-        ways, text = branches.get((file, number), []), texts[file][number - 1].strip()
+    """Yield `function: what: code` for each line never run and each branch half run."""
+    named = places(source_lines(scratch))
+    for place, count in sorted(lines.items()):
+        ways, (function, code) = branches.get(place, []), named[place]
         if not count:
             what = "never run"
         elif any(0 in pair and sum(pair) for pair in ways):
             what = "one way only"
         else:
             continue
-        yield f"{file}: {what}: {text}"
+        yield f"{function}: {what}: {code}"
 
 
 def main():
@@ -118,10 +130,13 @@ def judge(found, known):
     An entry that is covered here may stay: with torch, or on a lesser CPU, other lines run.
     """
     wrong = [f"not covered, and no reason in {REASONS.name}: {e}" for e in found - known.keys()]
+    named = set(places(source_lines(scratch_build.CHECKOUT)).values())
     for entry, reason in known.items():
-        file, _, text = entry.split(": ", 2)
-        if text not in (scratch_build.CHECKOUT / "src" / file).read_text():
-            wrong.append(f"{REASONS.name} lists what is gone: {entry}")
+        function, _, code = entry.split(": ", 2)
+        if (function, code) not in named:
+            known_here = function in {name for name, _ in named}
+            gone = f"this line of {function}" if known_here else f"the function {function}"
+            wrong.append(f"{gone} is gone: change or drop the entry in {REASONS.name}: {entry}")
         if not reason:
             wrong.append(f"{REASONS.name} gives no reason: {entry}")
     for line in sorted(wrong):

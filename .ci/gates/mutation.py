@@ -17,7 +17,9 @@ import sys
 import tempfile
 import time
 import tokenize
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,21 +36,9 @@ DOOR = (
     ("shards", "layout", "runs", "fuzz", "special", "threads", "bits", "c_api", "c_interface"),
 )
 CALLERS = (("c_interface",), ("c_api",))
-FILES = {
-    "sums.pxi": ("_kernels_baseline", KERNEL),
-    "scale.pxi": ("_kernels_baseline", KERNEL),
-    "add.pxi": ("_kernels_baseline", KERNEL),
-    "forward.pxi": ("_kernels_baseline", KERNEL),
-    "backward_sums.pxi": ("_kernels_baseline", KERNEL),
-    "backward.pxi": ("_kernels_baseline", KERNEL),
-    "arrays.pxi": ("_core", DOOR),
-    "rows.pxi": ("_core", DOOR),
-    "threads.pxi": ("_core", DOOR),
-    "blocks.pxi": ("_core", DOOR),
-    "shards.pxi": ("_core", DOOR),
-    "capi.pxi": ("_core", CALLERS),
-    "_core.pyx": ("_core", DOOR),
-}
+C_INTERFACE = ("capi.pxi", "c_api.pxi")
+# Sizes of blocks and the choice of an instruction set change when a result comes, not which.
+LEFT_OUT = ("caches.pxi", "isa.pxi")
 FLAGS = {"_kernels_baseline": ["-O1"], "_core": ["-O1", "-pthread"]}
 SURVIVORS = Path(__file__).with_name("survivors.txt")
 SWAPS = {
@@ -81,8 +71,8 @@ TYPES = {
 # pieces between two signals; how many floats a turn takes. A tail of no float, and a vector that is
 # set before it is read, too.
 SPEED = re.compile(
-    r"fetch|FETCHES|ahead|stream_fence|n >= 256|pass_rows|pairs|RELEASE_GIL|parallel_from|"
-    r"PIECE|piece|suit_caches|elements \* |ITEMS|brief|if i < n:|= splat\(0\)|LANES <= end"
+    r"fetch|ahead|stream_fence|n >= 256|pass_rows|pairs|RELEASE_GIL|parallel_from|"
+    r"PIECE|piece|suit_caches|ITEMS|brief|if i < n:|= splat\(0\)|LANES <= end"
 )
 # At the very border of a range the two ways to compute are both right.
 BORDER = re.compile(r"SMALL_|LARGE_|_WEIGHT")
@@ -98,28 +88,32 @@ class Mutant(NamedTuple):
     start: int
     end: int
     new: str
-    function: str
     text: str
+    key: str  # function: tokens -> tokens
 
     def changed(self):
         return f"{self.text[: self.start]}{self.new}{self.text[self.end :]}"
 
-    def key(self):
-        return f"{self.file} {self.function}: {self.text.strip()} -> {self.changed().strip()}"
+
+@cache
+def judges():
+    """Return for each source file the module that it is part of and the tests that judge it."""
+    files = scratch_build.sources(scratch_build.CHECKOUT)
+    found = {}
+    for module, tests in (("_kernels_baseline", KERNEL), ("_core", DOOR)):
+        for file in scratch_build.included(files, module):
+            if file not in LEFT_OUT:
+                found[file] = module, CALLERS if file in C_INTERFACE else tests
+    return found
 
 
 def mutants(file):
-    """Yield every mutant of a source file, in its order."""
-    source = (scratch_build.CHECKOUT / "src" / file).read_text()
-    lines, functions, name = source.splitlines(), [], "(module)"
-    for line in lines:
-        match = re.match(r"(?:c?def|cpdef)\b[^=(]*?(\w+)\(", line)
-        name = (
-            match[1] if match else name if line.startswith((" ", ")")) or not line else "(module)"
-        )
-        functions.append(name)
-    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    for before, token, after in zip(tokens, tokens[1:], tokens[2:], strict=False):
+    """Yield every mutant of a source file, in its order; equal keys are numbered from (2) on."""
+    source = scratch_build.sources(scratch_build.CHECKOUT)[file].read_text()
+    lines = source.splitlines()
+    functions = scratch_build.functions(lines)
+    tokens, seen = list(tokenize.generate_tokens(io.StringIO(source).readline)), Counter()
+    for k, (before, token, after) in enumerate(zip(tokens, tokens[1:], tokens[2:], strict=False)):
         new = replacement(before, token, after)
         if new is None:
             continue
@@ -127,7 +121,42 @@ def mutants(file):
         border = token.string in ("<", "<=", ">") and BORDER.search(text)
         if border or SPEED.search(text) or signature(lines, row):
             continue
-        yield Mutant(file, row + 1, token.start[1], token.end[1], new, functions[row], text)
+        key = f"{functions[row]}: {change(tokens, k + 1, new)}"
+        seen[key] += 1
+        key += f" ({seen[key]})" if seen[key] > 1 else ""
+        yield Mutant(file, row + 1, token.start[1], token.end[1], new, text, key)
+
+
+def change(tokens, k, new):
+    """Return `old -> new` for token k, each with the nearest tokens of its statement around it."""
+    left, right = nearest(reversed(tokens[:k]), 4)[::-1], nearest(tokens[k + 1 :], 3)
+    old = tokens[k]
+    return " -> ".join(
+        joined([*left, old._replace(string=string), *right]) for string in (old.string, new)
+    )
+
+
+def nearest(tokens, count):
+    """Return the first tokens of the same statement, and the rest of a dotted name."""
+    found = []
+    for token in tokens:
+        if token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
+            break
+        if token.type in (tokenize.COMMENT, tokenize.NL):
+            continue
+        if len(found) >= count and "." not in (token.string, found[-1].string):
+            break
+        found.append(token)
+    return found
+
+
+def joined(tokens):
+    """Return tokens as text, with a space where the source has a space or a new line."""
+    text = ""
+    for before, token in zip([None, *tokens], tokens, strict=False):
+        apart = before is not None and before.end != token.start
+        text += f" {token.string}" if apart and not text.endswith(("(", "[")) else token.string
+    return " ".join(text.split())
 
 
 def signature(lines, row):
@@ -159,8 +188,8 @@ def replacement(before, token, after):
 def run(folder, mutant):
     """Return whether a mutant is dead, survives, or does not compile."""
     scratch = Path(folder)
-    module, tests = FILES[mutant.file]
-    path = scratch / "src" / mutant.file
+    module, tests = judges()[mutant.file]
+    path = scratch_build.sources(scratch)[mutant.file]
     source = path.read_text()
     lines = source.splitlines()
     lines[mutant.line - 1] = mutant.changed()
@@ -207,12 +236,12 @@ def work(share):
         scratch = Path(folder)
         scratch_build.copy(scratch)
         for mutant in share:
-            module, _ = FILES[mutant.file]
+            module, _ = judges()[mutant.file]
             for name in FLAGS if built != module else ():  # both modules are to be unchanged
                 build(scratch, name)
             built = module
             outcomes.append((mutant, run(scratch, mutant)))
-            print(f"{outcomes[-1][1]:9}{mutant.key()}", file=sys.stderr, flush=True)
+            print(f"{outcomes[-1][1]:9}{mutant.key}", file=sys.stderr, flush=True)
     return outcomes
 
 
@@ -227,32 +256,54 @@ def chosen(known):
 
     So a change of the source changes the sample only where it changes a line of it.
     """
-    every = [mutant for file in FILES for mutant in mutants(file)]
+    files = judges()
+    every = [mutant for file in files for mutant in mutants(file)]
+    if stale := gone(known, every):
+        sys.exit("\n".join(f"mutation: {line}" for line in stale))
     if FULL:
         return every, every
-    keys = {mutant.key(): mutant for mutant in every}
+    keys = {mutant.key: mutant for mutant in every}
     digests = {hashlib.sha256(key.encode()).digest(): keys[key] for key in keys.keys() - known}
     sample = [digests[digest] for digest in sorted(digests)]
     if sys.argv[1:]:
         lines = changed_lines(sys.argv[1])
         sample = [mutant for mutant in sample if (mutant.file, mutant.line) in lines]
-        if others := sorted({file for file, _ in lines} - FILES.keys()):
+        if others := sorted({file for file, _ in lines} - files.keys()):
             print(f"mutation: of {', '.join(others)} there are no mutants", file=sys.stderr)
     else:
         sample = sample[:SAMPLE]
-    return every, sorted(sample, key=lambda mutant: FILES[mutant.file][0])
+    return every, sorted(sample, key=lambda mutant: files[mutant.file][0])
+
+
+def gone(known, every):
+    """Return a line for each survivor, and each part of SPEED and BORDER, that fits no source."""
+    keys = {mutant.key for mutant in every}
+    lines = [
+        f"no mutant has the key of this entry of {SURVIVORS.name}: {key}"
+        for key in sorted(known - keys)
+    ]
+    files = scratch_build.sources(scratch_build.CHECKOUT)
+    text = "\n".join(files[file].read_text() for file in judges())
+    for name, pattern in (("SPEED", SPEED), ("BORDER", BORDER)):
+        parts = [part for part in pattern.pattern.split("|") if not re.search(part, text)]
+        lines += [f"no source has a line for this part of {name}: {part}" for part in parts]
+    return lines
 
 
 def changed_lines(commit):
     """Return the file and number of each line of src/ that is not in a commit."""
-    command = ["git", "diff", "--unified=0", "--no-prefix", "--relative=src", commit]
+    command = ["git", "diff", "--unified=0", "--no-prefix", "--find-renames", "--relative=src"]
     diff = subprocess.run(
-        command, cwd=scratch_build.CHECKOUT, check=True, stdout=subprocess.PIPE, text=True
+        [*command, commit],
+        cwd=scratch_build.CHECKOUT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     ).stdout
     lines, file = set(), ""
     for line in diff.splitlines():
         if match := re.match(r"\+\+\+ (.*)", line):
-            file = match[1]
+            file = Path(match[1]).name
         elif match := re.match(r"@@ .* \+(\d+),?(\d*) @@", line):
             first, count = int(match[1]), int(match[2] or 1)
             lines |= {(file, number) for number in range(first, first + count)}
@@ -268,7 +319,7 @@ def main():
         parts = pool.map(work, [share[job::JOBS] for job in range(JOBS)])
         outcomes = [pair for part in parts for pair in part]
     keys = {
-        kind: [mutant.key() for mutant, outcome in outcomes if outcome == kind]
+        kind: [mutant.key for mutant, outcome in outcomes if outcome == kind]
         for kind in ("dead", "survives", "invalid")
     }
     dead, explained = len(keys["dead"]), known.keys() & set(keys["survives"])
