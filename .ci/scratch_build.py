@@ -1,5 +1,5 @@
-"""A copy of the checkout whose extensions are compiled one by one with other flags: for the gates
-that measure the suite itself. Cython's directives are those of setup.py.
+"""Compile the extensions of a copy of the checkout, one by one, with other flags: for gates that
+measure the suite itself. Cython's directives are those of setup.py.
 """
 
 import ast
@@ -15,16 +15,16 @@ import numpy as np
 CHECKOUT = Path(__file__).resolve().parents[1]
 INCLUDES = ("src", "fastrms/include", sysconfig.get_paths()["include"], np.get_include())
 MACROS = ("-DNPY_NO_DEPRECATED_API=NPY_1_7_API_VERSION",)
-# The numbers are the library's at any -O: contraction is all that could change them.
+# Results are the library's at any -O: only contraction could change them.
 ALWAYS = ("-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-w")
-# An editable install would offer the checkout's extensions beside the copy's.
+# Without this an editable install would import the checkout's extensions, not the copy's.
 ALONE = """import sys
 sys.meta_path[:] = [f for f in sys.meta_path if "__editable__" not in getattr(f, "__module__", "")]
 """
 
 
 def copy(scratch):
-    """Copy what the tests need to `scratch`, without compiled files; PYTHONPATH selects it."""
+    """Copy what the tests need to `scratch`, without compiled files; PYTHONPATH=scratch uses it."""
     (scratch / "sitecustomize.py").write_text(ALONE)
     for name in ("fastrms", "src", "tests"):
         litter = shutil.ignore_patterns("__pycache__", "*.so", ".hypothesis")
@@ -75,7 +75,7 @@ def functions(lines):
 
 
 def to_c(scratch, name):
-    """Translate NAME.pyx, and return the C file; CalledProcessError if Cython refuses it."""
+    """Translate NAME.pyx and return the C file; raise CalledProcessError if Cython fails."""
     target = scratch / f"{name}.c"
     source = sources(scratch)[f"{name}.pyx"].relative_to(scratch)
     command = [sys.executable, "-m", "cython", *directives(), "--module-name", f"fastrms.{name}"]
@@ -85,7 +85,7 @@ def to_c(scratch, name):
 
 
 def compile_c(scratch, name, flags):
-    """Compile NAME.c into the copy's package; CalledProcessError if the compiler refuses it."""
+    """Compile NAME.c into the copy's package; raise CalledProcessError if the compiler fails."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     command = ["gcc", *ALWAYS, *flags, *MACROS, *(f"-I{path}" for path in INCLUDES)]
     command += [f"{name}.c", "-o", f"fastrms/{name}{suffix}", "-lm"]
@@ -93,7 +93,7 @@ def compile_c(scratch, name, flags):
 
 
 def reasons(path):
-    """Return a list's entries, each with its reason: the indented lines below it."""
+    """Return {entry: reason} of a list; the reason is the indented lines below the entry."""
     entries, entry = {}, None
     for line in path.read_text().splitlines():
         if line.startswith(" "):

@@ -1,8 +1,8 @@
-/* A program in C that embeds Python for the import alone: caller CALLS FILE. It calls the functions
- * of fastrms.h without the GIL, CALLS times each, with random sizes, strides, alignments and options,
- * on memory that ends where the rows end, so that AddressSanitizer sees each element beyond. Strides,
- * the pool and what scratch holds must change no bit, and what lies between rows must stay. Then it
- * writes a norm and its gradient of fixed arrays to FILE, for the gate `callers` to compare.
+/* A C program that embeds Python only to import fastrms: caller CALLS FILE. It calls the functions
+ * of fastrms.h without the GIL, CALLS times each, with random sizes, strides, alignments and
+ * options, on memory that ends where the rows end, so that AddressSanitizer sees any access beyond.
+ * Strides, the pool and the contents of scratch must change no bit, and gaps between rows must stay
+ * as they are. Then it writes a norm and its gradient of fixed arrays to FILE, for gate `callers`.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -13,7 +13,7 @@
 #include <string.h>
 
 #ifndef MISSING
-#define MISSING 0 /* bytes of scratch: a planted fault */
+#define MISSING 0 /* bytes that scratch is too small by: a planted fault */
 #endif
 
 static uint64_t seed = 20191016;
@@ -33,7 +33,7 @@ static void fail(const char *what, long rows, long n) {
     exit(1);
 }
 
-/* Rows in memory of their own, `first` the first of them; the gaps between them hold GAP. */
+/* Rows in memory of their own: `first` is the first row, and the gaps between rows hold GAP. */
 typedef struct {
     float *memory, *first;
     long rows, n, stride, size;
@@ -56,7 +56,7 @@ static Matrix random_matrix(long rows, long n) {
     return matrix(rows, n, below(2) ? 0 : below(20), below(4) == 0);
 }
 
-/* The same rows, one after the other. */
+/* Return a copy without gaps between the rows. */
 static Matrix plain(Matrix m) {
     Matrix copy = matrix(m.rows, m.n, 0, 0);
     for (long row = 0; row < m.rows; row++)
@@ -64,7 +64,7 @@ static Matrix plain(Matrix m) {
     return copy;
 }
 
-/* Whether `m` holds the rows of `wanted`, and its gaps what they held. Frees both. */
+/* Fail unless `m` holds the rows of `wanted` and its gaps still hold GAP. Free both. */
 static void check(const char *what, Matrix m, Matrix wanted) {
     const long step = labs(m.stride);
     for (long row = 0; row < m.rows; row++)
@@ -158,7 +158,7 @@ static void random_calls(void) {
     free(x.memory);
 }
 
-/* x, dy, weight, then y, dx, dweight: (37, 576) and (576,). */
+/* Write x, dy, weight, y, dx and dweight to a file: (37, 576), or (576,) for the weights. */
 static void fixed_call(const char *path) {
     enum { ROWS = 37, N = 576 };
     static float x[ROWS * N], dy[ROWS * N], y[ROWS * N], dx[ROWS * N], weight[N], dweight[N];

@@ -1,4 +1,4 @@
-"""Called by `callers`, in its venv: callers.py FILE, which a program in C has written."""
+"""Compare callers with the NumPy calls: callers.py FILE, the output of caller.c."""
 
 import sys
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The pool over condition variables, all that a Mac has, built and tested on Linux: what tests the
-pool, threads and forks, and under ThreadSanitizer what calls from several threads.
+"""Build and test on Linux the pool over condition variables, which a Mac uses: the tests of pool,
+threads and forks, and under ThreadSanitizer those that call from several threads.
 """
 
 import os
@@ -24,7 +24,7 @@ def build(scratch, *flags):
 
 
 def run(scratch, tests, prefix=(), **environment):
-    """Run test files; return pytest's last line, or end with all that it said."""
+    """Run test files; return pytest's last line, or exit with its output."""
     command = [*prefix, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += [f"tests/test_{name}.py" for name in tests]
     environment = {**os.environ, "PYTHONPATH": str(scratch), **environment}

@@ -1,5 +1,5 @@
-"""Call each kernel under callgrind, which writes what it counted after every call. instructions.py
-runs this: counted_calls.py COUNTER, the compiled counter.c.
+"""Call each kernel under callgrind, which writes its count after every call. instructions.py runs
+this: counted_calls.py COUNTER, the compiled counter.c.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import numpy as np
 import fastrms
 
 LENGTHS = (64, 100, 576, 4096)
-# The difference is that of 64 rows, without the call and what it prepares. 32 rows are a block.
+# The difference is the cost of 64 rows, without the call's own. A block has 32 rows.
 ROWS = (32, 96)
 
 
@@ -26,7 +26,7 @@ def calls(rows, n):
 
 
 def count(counter, call, what):
-    call()  # what is found once, and kept
+    call()  # does the work that only a first call has
     counter.start()
     call()
     counter.stop(what)

@@ -1,4 +1,4 @@
-/* What counted_calls.py needs of valgrind's header. */
+/* The macros of valgrind's header that counted_calls.py needs, as functions. */
 #include <valgrind/callgrind.h>
 
 void start(void) { CALLGRIND_START_INSTRUMENTATION; }

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Lines and branches of the door and of the kernels that the tests never run, each with a reason.
+"""Find lines and branches of the door and the kernels that no test runs and no reason explains.
 
-Built without inlining, gcov counts lines of C, which Cython's comments lead back to the source. A
-branch is an `if` of the source that went one way alone; the tests of errors that Cython adds after
-each call are none. What uncovered.txt does not explain fails, and so does an entry that is gone.
+gcov counts lines of C, built without inlining; Cython's comments map them to the source. A branch
+is a condition of the source, not one of the error checks that Cython adds after each call. The gate
+fails on a line that uncovered.txt does not explain, and on an entry whose line is gone.
 """
 
 import json
@@ -24,7 +24,7 @@ TESTS = ("contract", "buffers", "protocols", "overlap", "layout", "special", "ra
 TESTS += ("bits", "runs", "shards", "memory", "threads", "fuzz", "c_api", "c_interface")
 REASONS = Path(__file__).with_name("uncovered.txt")
 POSITION = re.compile(r'\s*/\* "(?:[^"]*/)?([^"/]+)":(\d+)$')
-# What Cython writes for a condition of the source.
+# The C that Cython writes for a condition of the source.
 CONDITION = re.compile(r"\s*(\} else )?if \(\(?!?__pyx_t_\d+\)?\) \{|\s*(while|for) \(")
 
 
@@ -53,7 +53,7 @@ def counts(scratch, module):
 
 
 def measure(scratch, module):
-    """Return how often each source line ran, and each way of its branches."""
+    """Return how often each source line ran, and how often each way of its branches."""
     seen, lines, branches = counts(scratch, module), defaultdict(int), defaultdict(list)
     texts = source_lines(scratch)
     for number, text, place in positions(scratch / f"{module}.c"):
@@ -64,7 +64,7 @@ def measure(scratch, module):
             branches[place].append([way["count"] for way in seen[number]["branches"]])
     for file, line in list(branches):
         if texts[file][line - 1].lstrip().startswith(("def ", "except")):
-            del branches[file, line]  # how arguments came, and which exception
+            del branches[file, line]  # how arguments are parsed, and which exception
     return lines, branches
 
 
@@ -125,9 +125,9 @@ def main():
 
 
 def judge(found, known):
-    """Say what is wrong with the list; return whether anything is.
+    """Print what is wrong with the list; return whether anything is.
 
-    An entry that is covered here may stay: with torch, or on a lesser CPU, other lines run.
+    An entry whose line is covered may stay: with torch, or on an older CPU, other lines run.
     """
     wrong = [f"not covered, and no reason in {REASONS.name}: {e}" for e in found - known.keys()]
     named = set(places(source_lines(scratch_build.CHECKOUT)).values())

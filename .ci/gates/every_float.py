@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Forward at n = 1 without a weight, for every float32, eps 0 and 1e-5, every instruction set.
+"""Check forward at n = 1 without a weight: every float32, eps 0 and 1e-5, every instruction set.
 
-Each result has the sign of the exact one, is within the bound of it, and is NaN exactly where the
-formula says NaN. One pattern in 61 (a prime, so that every bit varies), or all 2**32 with FULL=1.
+Each result has the sign of the exact one, is within the bound, and is NaN exactly where the formula
+gives NaN. One pattern in 61 (a prime, so that every bit varies), or all 2**32 with FULL=1.
 
 The oracle is the float64 reference. x**2 is exact there (48 bits, 2**-298 to 2**256); adding eps,
-the root and the division round once each, so it is within 2.5 * 2**-53 of the exact result,
-relatively: 2**-27 of an ulp of float32.
+the root and the division round once each, so its relative error is at most 2.5 * 2**-53, under
+2**-27 of an ulp of float32.
 """
 
 import itertools
@@ -38,7 +38,7 @@ def worst_of_part(eps, first):
 
 
 def worst_of_chunk(x, eps):
-    """Return the largest error in ulp, infinite if a sign, or an instruction set, differs."""
+    """Return the largest error in ulp, or inf if a sign or an instruction set differs."""
     with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
         exact = reference.rms_norm(x, eps=eps)
     results = [result_of(isa, x, eps) for isa in _core.available_isas()]

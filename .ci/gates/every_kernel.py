@@ -1,6 +1,6 @@
 """Call every kernel on every path, in fresh arrays that end where their last row ends.
 
-For memcheck, under which the suite would take an hour, and ASan: this compares nothing.
+For memcheck, under which the suite would take an hour, and for ASan: results are not compared.
 """
 
 import itertools
@@ -10,14 +10,14 @@ import numpy as np
 import fastrms
 from fastrms import _core
 
-# Each remainder of a vector, then the lengths where a kernel changes its way.
+# Every vector remainder, then the lengths at which a kernel takes another path.
 LENGTHS = [*range(1, 36), 63, 64, 65, 100, 127, 128, 129, 255, 256, 257, 272, 511, 513, 1024, 4099]
-ROWS = (1, 8, 9, 70)  # for backward: up to 8 rows without a block, one block, several
-# scale, weight, weight_offset: every way to multiply by a weight, then every range of the sum.
+ROWS = (1, 8, 9, 70)  # for backward: up to 8 rows have no block, then one block, then several
+# scale, weight, weight_offset: every path of the weight, then every range of the sum.
 CASES = [(1.0, weight, 0.0) for weight in (None, 1.0, 1e10, 1e20)]
 CASES += [(1.0, 1.0, 1.0), (1e-42, 1.0, 0.0), (1e38, 1.0, 0.0), (np.nan, 1.0, 0.0)]
 CALLS = 10
-# Levels 1 and 2, the bytes from which a call streams, software fetches: every use of the caches.
+# Level 1, level 2, bytes from which a call streams, software prefetch: every use of the caches.
 CACHES = (
     (1 << 15, 1 << 20, 1 << 40, False),
     (0, 0, 1 << 40, True),

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Any call, right or wrong (tests/test_fuzz.py): 10,000 examples, the same each time; with FULL=1
-# twenty times as many, and other ones each time.
+# Fuzz calls, valid and not (tests/test_fuzz.py): 10,000 examples, the same each time; with FULL=1
+# twenty times as many, different each time.
 set -euo pipefail
 profile=ci
 [ "${FULL:-0}" != 1 ] || profile=soak

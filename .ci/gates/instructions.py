@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Instructions a row and a call, counted by callgrind: no clock, so that a loop which became scalar
-or a check that costs fails on any machine. Each kernel, by gcc and by clang, for the instruction
-sets that valgrind knows (no AVX-512), and what the door takes for 1 x 64, against instructions.txt.
+"""Count instructions a row and a call with callgrind. Counts need no clock, so a loop that became
+scalar or a costly check fails on any machine. Counted are each kernel, by gcc and by clang, on the
+instruction sets that valgrind has (no AVX-512), and the door's part of a call of 1 x 64.
 
-    .ci/gates/instructions.py            compare with it: at most 10 % more
-    .ci/gates/instructions.py --write    write it anew
+    .ci/gates/instructions.py            compare with instructions.txt: at most 10 % more
+    .ci/gates/instructions.py --write    write instructions.txt anew
 """
 
 import os
@@ -81,7 +81,7 @@ def measure(scratch, compiler, isa):
 
 
 def within(text, library):
-    """Return the instructions of callgrind's file that ran in a library, not in what it called."""
+    """Return how many instructions of callgrind's file ran in a library itself, not in callees."""
     names, inside, called, total = {}, False, False, 0
     for line in text.splitlines():
         found = re.match(r"(c?ob)=(\(\d+\))(?: (.+))?", line)
@@ -90,7 +90,7 @@ def within(text, library):
             if found[1] == "ob":
                 inside = library in names[found[2]]
         elif line.startswith("calls="):
-            called = True  # the next line is what the callee took
+            called = True  # the next line has the callee's count
         elif re.match(r"[+*\d-]", line):
             total += int(line.split()[1]) if inside and not called else 0
             called = False

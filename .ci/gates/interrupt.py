@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long after Ctrl-C an 8 GB call raises KeyboardInterrupt: 200 ms at most."""
+"""Measure how long after Ctrl-C an 8 GB call raises KeyboardInterrupt: 200 ms at most."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def calls(x, out, weight):
 
 
 def delay(call, after):
-    """Return the seconds from Ctrl-C, sent `after` seconds, to the exception."""
+    """Return the seconds from Ctrl-C, sent after `after` seconds, to the exception."""
     sent = []
 
     def press():
@@ -48,7 +48,7 @@ def delay(call, after):
 
 
 def main():
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     rng, worst = np.random.default_rng(0), 0.0
     with Region(BYTES).tile(TILE) as inputs, Region(BYTES).tile(TILE) as outputs:
         x, out = inputs.floats(), outputs.floats()

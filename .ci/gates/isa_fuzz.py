@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Every instruction set gives the same bits: a seeded loop over hostile rows, a NaN being a NaN.
+"""Check that every instruction set gives the same bits for hostile rows; all NaNs count as equal.
 
-A million rows, or ten with FULL=1: random bit patterns, mixes rich in special values, wild
-exponents; sizes around every vector, lane and pass; any alignment and row stride; one thread or
-two; some outputs larger than the cache, which are streamed.
+A million rows, or ten million with FULL=1: random bit patterns, many special values, exponents far
+apart; sizes around every vector, lane and batch; any alignment and row stride; one thread or two;
+some outputs larger than the cache, which are streamed.
 """
 
 import os
@@ -18,7 +18,7 @@ from fastrms import _core
 FULL = os.environ.get("FULL") == "1"
 ROWS = 10_000_000 if FULL else 1_000_000
 SEED = 2019_10_16
-# Vectors of 4 to 16, the line head, 32 lanes, lengths where a pass takes fewer rows.
+# Vectors of 4 to 16, the peel to a line, 32 lanes, lengths at which a batch has fewer rows.
 EDGES = (1, 4, 8, 16, 32, 64, 112, 128, 144, 256, 384, 512, 640, 1024, 1152, 2048)
 SPECIALS = np.array(
     [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 2.0**-126, 3.4028235e38, -3.4028235e38,
@@ -29,7 +29,7 @@ EPS = (0.0, 1e-5, 1e-6, 5e-324, 1e-45, 1e-30, 2.0**-100, 0.5, 1e30, 1e308, np.in
 OFFSETS = (0.0, 0.0, 0.0, 1.0, -1.0, 0.1, 1e30)
 FACTORS = (1.0, 0.5, -1.0, 0.1, 0.0, 1e30, 1e-300, np.inf, np.nan)
 BATCH = 1 << 16  # elements
-STREAMED = 5 << 22  # elements of an output that exceeds any cache threshold, with its input
+STREAMED = 5 << 22  # elements of an output that, with its input, exceeds every cache threshold
 
 
 def bit_patterns(rng, shape):
@@ -41,20 +41,20 @@ def normals(rng, shape):
 
 
 def one_scale(rng, shape):
-    """Each row at its own scale, from the smallest subnormal to the largest finite."""
+    """Draw a scale for each row, from the smallest subnormal to the largest finite."""
     scale = np.exp2(rng.uniform(-149, 128, (shape[0], 1)))
     return (np.clip(normals(rng, shape), -1, 1) * scale).astype(np.float32)
 
 
 def wild(rng, shape):
-    """Every element at its own scale, within a span that each row draws."""
+    """Draw a scale for each element, within a span drawn for each row."""
     span = rng.uniform(0, 149, (shape[0], 1))
     exponents = rng.uniform(-1, 0.85, shape) * span
     return (np.sign(normals(rng, shape)) * np.exp2(exponents)).astype(np.float32)
 
 
 def with_specials(rng, shape):
-    """Normal rows in some of which a few elements are special."""
+    """Draw normal rows, and make a share of the elements of some rows special."""
     values = normals(rng, shape)
     share = rng.choice((0.0, 0.002, 0.05, 1.0), (shape[0], 1))
     chosen = rng.random(shape, np.float32) < share
@@ -73,7 +73,7 @@ KINDS = (bit_patterns, normals, normals, one_scale, wild, with_specials, with_ou
 
 
 def values(rng, shape):
-    """Return rows of one kind, at any alignment and with any room between them."""
+    """Return rows of one kind, at a random alignment and row stride."""
     rows, n = shape
     stride, start = n + int(rng.choice((0, 0, 1, 5, 16))), int(rng.integers(0, 17))
     memory = np.empty(start + rows * stride, np.float32)[start:].reshape(rows, stride)[:, :n]
@@ -89,7 +89,7 @@ def size(rng):
 
 
 def again(array):
-    """Return a copy in the same layout: memory of the same strides and the same place in a line."""
+    """Return a copy with the same strides and the same offset in a cache line."""
     rows, n = array.shape
     stride, start = array.strides[0] // 4, array.ctypes.data % 64 // 4
     memory = np.empty(rows * stride + 32, np.float32)
@@ -116,7 +116,7 @@ def calls(x, other, weight, options, factor):
 
 
 def bits(array):
-    """Return the array as integers, every NaN the same one."""
+    """Return the array as integers, the same one for every NaN."""
     return np.where(np.isnan(array), np.float32(np.nan), array).view(np.uint32)
 
 

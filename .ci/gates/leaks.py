@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A million calls, refusals and errors included: the resident size grows by less than 1 MB."""
+"""Make a million calls, rejected ones too: resident memory grows by less than 1 MB."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ def resident():
 
 
 def cases():
-    """Return functions of no argument: each way through the door, and each way out of it."""
+    """Return functions without arguments: each path through the door, and each error."""
     rng = np.random.default_rng(0)
     x, dy, residual = (rng.standard_normal((4, 70), np.float32) for _ in range(3))
     weight, out, few = x[0].copy(), np.empty_like(x), memoryview(x)
@@ -95,7 +95,7 @@ def main():
     errors, every = (TypeError, ValueError, MemoryError), cases() + split_cases()
     rounds = CALLS // len(every)
     for count in range(rounds + 1):
-        if count == rounds // 100:  # by now every cache is full
+        if count == rounds // 100:  # by now every cache is warm
             before = resident()
         for case in every:
             with contextlib.suppress(*errors):

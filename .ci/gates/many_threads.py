@@ -1,6 +1,6 @@
-"""What threads may do at once, for ThreadSanitizer: eight of them import fastrms together, call
-every function, the C interface too, on inputs that they share, and set and read meanwhile what the
-process has one of. `many_threads.py planted`: a word that may not be set then.
+"""Do in eight threads at once, for ThreadSanitizer, all that is allowed: import fastrms, call every
+function, the C interface too, on shared inputs, and read and change process-wide settings.
+`many_threads.py planted` also changes one that must not change then.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from importlib import import_module
 import numpy as np
 
 THREADS, ROUNDS = 8, 6
-SHAPES = ((4, 64), (64, 4096), (160, 4096))  # on the calling thread; on several; those woken for it
+SHAPES = ((4, 64), (64, 4096), (160, 4096))  # on one thread; on threads awake; on threads woken
 INPUTS = []
 for shape in SHAPES:
     x, dy = np.random.default_rng(shape).standard_normal((2, *shape), dtype=np.float32)
@@ -20,12 +20,12 @@ gate = threading.Barrier(THREADS)
 
 
 def every_function(fastrms, x, dy, weight):
-    """Return what all functions make of these."""
+    """Return the results of every function."""
     gradients = fastrms.rms_norm_backward(dy, x, weight)
     squares, products = fastrms.sum_squares(x), fastrms.sum_products(dy, x, weight)
     scaled = fastrms.rms_scale(x, squares, x.shape[1], weight)
     split = fastrms.rms_scale_backward(dy, x, squares, products, x.shape[1], weight)
-    stream, lanes = x.copy(), np.stack([x, dy], axis=1)  # apart, as NumPy says
+    stream, lanes = x.copy(), np.stack([x, dy], axis=1)  # interleaved without overlap
     normed = fastrms.add_rms_norm(dy, stream, weight)
     fastrms.residual_add(lanes[:, 0], lanes[:, 1])
     whole = fastrms.rms_norm(x, weight, 1e-5, weight_offset=1.0)
@@ -37,7 +37,7 @@ def every_function(fastrms, x, dy, weight):
 
 
 def settings(fastrms, number):
-    """Read and set what calls of other threads look at."""
+    """Read and change settings that calls in other threads read."""
     fastrms.set_num_threads(1 + number % 4)
     assert 1 <= fastrms.get_num_threads() <= 4
     fastrms.show_config("dicts")

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Mutants of the kernels and the door: one operator or constant changed, and the tests must fail.
+"""Change one operator or constant of the kernels or the door: the tests must fail.
 
-20 of them, chosen by a digest of their text; all with FULL=1; with a commit, as in `mutation.py
-main`, those on the lines that were changed since. One instruction set is built, so that no mutant
-is found by comparing it with unchanged kernels. A mutant that hangs or crashes is dead. Survivors
-that change no result are listed in survivors.txt, each with a reason; only FULL=1 tries those,
-since what survives takes every test.
+Tries 20 mutants, chosen by a hash of their keys; all with FULL=1; with a commit, as in `mutation.py
+main`, those on lines changed since. Only the baseline is built, so that no test compares a mutant
+with unchanged kernels. A mutant that hangs or crashes is dead. Mutants that change no promised
+result are listed in survivors.txt, each with a reason; only FULL=1 tries them, because a survivor
+takes every test.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ import scratch_build
 
 FULL = os.environ.get("FULL") == "1"
 SAMPLE, JOBS, LEAST = 20, 2, 0.95
-CPU_SECONDS, SECONDS = 100, 600  # of one run of tests, which needs 25; a busy machine is no death
-# The quick ones first, the rest for what they leave alive.
+CPU_SECONDS, SECONDS = 100, 600  # for tests that take 25 s: a busy machine kills no mutant
+# The quick tests first; the rest for mutants that survive those.
 KERNEL = (("special", "range"), ("shards", "overlap", "layout", "fuzz", "accuracy", "bits"))
 DOOR = (
     ("contract", "buffers", "overlap"),
@@ -37,7 +37,7 @@ DOOR = (
 )
 CALLERS = (("c_interface",), ("c_api",))
 C_INTERFACE = ("capi.pxi", "c_api.pxi")
-# Sizes of blocks and the choice of an instruction set change when a result comes, not which.
+# Block sizes and the choice of an instruction set affect speed, not results.
 LEFT_OUT = ("caches.pxi", "isa.pxi")
 FLAGS = {"_kernels_baseline": ["-O1"], "_core": ["-O1", "-pthread"]}
 SURVIVORS = Path(__file__).with_name("survivors.txt")
@@ -66,15 +66,15 @@ TYPES = {
     "wide",
     "Table",
 }
-# What these lines decide is when a result comes, not which: a fetch, a fence, a row to fetch; the
-# sizes from which a call streams, aligns, uses threads or lets go of the GIL; the rows of a pass;
-# pieces between two signals; how many floats a turn takes. A tail of no float, and a vector that is
-# set before it is read, too.
+# Lines that affect speed, not results: prefetches and fences; the sizes from which a call streams,
+# aligns, uses threads or releases the GIL; the rows of a batch; the pieces between two checks for
+# signals; the floats of a loop step. Also an empty tail, and a vector that is overwritten before it
+# is read.
 SPEED = re.compile(
     r"fetch|ahead|stream_fence|n >= 256|pass_rows|pairs|RELEASE_GIL|parallel_from|"
     r"PIECE|piece|suit_caches|ITEMS|brief|if i < n:|= splat\(0\)|LANES <= end"
 )
-# At the very border of a range the two ways to compute are both right.
+# Exactly at the border of a range both ways to compute are right.
 BORDER = re.compile(r"SMALL_|LARGE_|_WEIGHT")
 NOT_CODE = re.compile(
     r"\s*(cdef (extern|inline|enum|struct)\b.*:|cdef [^=]*$|.*\) except -1|include|c?import|from|"
@@ -97,7 +97,7 @@ class Mutant(NamedTuple):
 
 @cache
 def judges():
-    """Return for each source file the module that it is part of and the tests that judge it."""
+    """Return for each source file its module and the tests that judge it."""
     files = scratch_build.sources(scratch_build.CHECKOUT)
     found = {}
     for module, tests in (("_kernels_baseline", KERNEL), ("_core", DOOR)):
@@ -160,11 +160,11 @@ def joined(tokens):
 
 
 def signature(lines, row):
-    """Whether a line declares, and computes nothing: types and default arguments."""
+    """Return whether a line only declares: types and default arguments."""
     if NOT_CODE.match(lines[row]):
         return True
     while row and not lines[row].startswith(("cdef", "def")) and lines[row].startswith(" " * 9):
-        row -= 1  # of several lines
+        row -= 1  # of a signature on several lines
     return bool(re.match(r"(cdef|def) .*\(", lines[row])) and " = " not in lines[row]
 
 
@@ -204,7 +204,7 @@ def run(folder, mutant):
 
 
 def fails(scratch, tests):
-    """Whether any of these test files fails, crashes or hangs."""
+    """Return whether any of these test files fails, crashes or hangs."""
     command = ["bash", "-c", f'ulimit -t {CPU_SECONDS}; exec "$@"', "tests"]
     command += [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     command += ["--hypothesis-profile=mutants", *(f"tests/test_{name}.py" for name in tests)]
@@ -218,7 +218,7 @@ def fails(scratch, tests):
 
 
 def control():
-    """The tests that judge must pass on the source as it is."""
+    """Exit unless the tests pass on the unchanged source."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         scratch_build.copy(scratch)
@@ -237,7 +237,7 @@ def work(share):
         scratch_build.copy(scratch)
         for mutant in share:
             module, _ = judges()[mutant.file]
-            for name in FLAGS if built != module else ():  # both modules are to be unchanged
+            for name in FLAGS if built != module else ():  # undo the last mutant
                 build(scratch, name)
             built = module
             outcomes.append((mutant, run(scratch, mutant)))
@@ -251,10 +251,10 @@ def build(scratch, module):
 
 
 def chosen(known):
-    """Return all mutants, and those to run: all, or those not known on changed lines or, without
-    a commit, of the smallest digests.
+    """Return all mutants, and those to run: all with FULL=1, else those not in survivors.txt, on
+    changed lines or, without a commit, with the smallest hashes.
 
-    So a change of the source changes the sample only where it changes a line of it.
+    Hashes keep the sample as it is where a change of the source leaves its keys alone.
     """
     files = judges()
     every = [mutant for file in files for mutant in mutants(file)]
@@ -269,7 +269,7 @@ def chosen(known):
         lines = changed_lines(sys.argv[1])
         sample = [mutant for mutant in sample if (mutant.file, mutant.line) in lines]
         if others := sorted({file for file, _ in lines} - files.keys()):
-            print(f"mutation: of {', '.join(others)} there are no mutants", file=sys.stderr)
+            print(f"mutation: no mutants of {', '.join(others)}", file=sys.stderr)
     else:
         sample = sample[:SAMPLE]
     return every, sorted(sample, key=lambda mutant: files[mutant.file][0])

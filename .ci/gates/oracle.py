@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Random elements against an oracle of 80 bits or more: the table of docs/numerics.md.
+"""Compare random elements with an oracle of 80 bits or more: the table of docs/numerics.md.
 
     python bench/measured.py docs/numerics.md      put the table of 1e8 elements there
 
 Forward, add + forward and backward, n = 1 to 16384, six distributions, 2e6 elements of x in all, or
-1e8 with FULL=1. Every instruction set must give the same bits; so one table is every one's table.
+1e8 with FULL=1. Every instruction set must give the same bits, so one table serves all of them.
 Exit code 1 if a bound of fastrms.check breaks or an instruction set differs.
 """
 
@@ -57,7 +57,7 @@ def float32(values):
 
 
 class Batch:
-    """Inputs of one distribution. Half of the batches: eps 0, and a scale from the whole range."""
+    """Inputs of one distribution. Half of the batches have eps 0 and a scale from all the range."""
 
     def __init__(self, seed, distribution):
         rng = np.random.default_rng(seed)
@@ -85,7 +85,7 @@ class Batch:
         }
 
     def exact(self):
-        """Return the same in longdouble."""
+        """Return the exact results, in longdouble."""
         xhat, rms = normalise(self.x, self.eps)
         added, _ = normalise(np.add(self.residual, self.x), self.eps)
         weight = self.weight.astype(np.longdouble)
@@ -100,7 +100,7 @@ class Batch:
         }
 
     def errors(self):
-        """Return measure -> (error that its bound is for, largest error, sum of the errors)."""
+        """Return measure -> (error to compare with the bound, largest error, sum of the errors)."""
         isas, exact = _core.available_isas(), self.exact()
         result, *others = (self.results(isa) for isa in isas)
         for name, other in itertools.product(BOUNDS, others):
@@ -112,7 +112,7 @@ class Batch:
         errors = {"dx": (dx, dx, 0.0), "dweight": (dweight, dweight, 0.0)}
         for name in BOUNDS.keys() - errors.keys():
             every = check.ulp_errors(result[name], exact[name])
-            bounded = check.ulps(result[name], exact[name])  # it knows what Inf and NaN mean
+            bounded = check.ulps(result[name], exact[name])  # compares Inf and NaN too
             errors[name] = bounded, float(np.nanmax(every)), float(np.nansum(every))
         return errors
 
@@ -148,7 +148,7 @@ def measure(distribution):
 
 
 def table(rows, count):
-    """Return Markdown."""
+    """Return the table in Markdown."""
     bounds = [f"{bound:g}" for bound in BOUNDS.values()]
     lines = [
         f"{count:,} elements, n = 1 to {LONGEST}, bit for bit the same on "

@@ -1,7 +1,7 @@
 """A planted fault: a call on an array that claims more floats than its memory holds.
 
-`out_of_bounds.py ISA read|write`. The array is false, which no library can check, so the kernel
-walks off its end; sanitizers and valgrind must say so, and name the kernel.
+`out_of_bounds.py ISA read|write`. No library can detect the wrong shape, so the kernel runs past
+the end of the memory; sanitizers and valgrind must report that and name the kernel.
 """
 
 import sys

@@ -9,14 +9,14 @@ import fastrms
 from fastrms import _core
 
 _core.use_isa(sys.argv[1])
-fastrms.set_num_threads(1)  # calls that share the pool one after the other are ordered by it
+fastrms.set_num_threads(1)  # calls that took turns on the pool would be ordered by it
 x = np.ones((64, 4096), np.float32)
 out = np.empty_like(x)
 gate = threading.Barrier(2)
 
 
 def calls():
-    """Call together, again and again: what does not overlap is ordered by the GIL, and no race."""
+    """Call together many times: calls that do not overlap are ordered by the GIL, and no race."""
     for _ in range(20):
         gate.wait()
         fastrms.rms_norm(x, out=out)

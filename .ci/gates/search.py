@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Hill climbing against the bounds of fastrms.check: rows that are built, mutated and kept.
+"""Search for rows that break the bounds of fastrms.check, by hill climbing.
 
-    .ci/gates/search.py [SECONDS]    60 unless told, half an hour with FULL=1
+    .ci/gates/search.py [SECONDS]    default: 60, or half an hour with FULL=1
 
 Each round takes the worst case so far of one measure, or a fresh one of tests/rows.py, mutates it
 (mantissas, repeats, amplitudes, weights, eps, gradient values) 16 ways, and keeps the worst. The
-oracle has 80 bits. Prints the largest share of each bound with its case in hex, which a test can
-take over; exit code 1 if a bound breaks.
+oracle has 80 bits. Prints the largest share of each bound with its case in hex, to be copied into
+a test; exit code 1 if a bound breaks.
 """
 
 import os
@@ -24,7 +24,7 @@ from tests.rows import FAMILIES, Rows, exact
 
 SECONDS = 1800 if os.environ.get("FULL") == "1" else 60
 LENGTHS = (3, 5, 17, 33, 64, 128, 576, 2048)
-PATIENCE = 40  # rounds without a gain until another start
+PATIENCE = 40  # rounds without a gain before a fresh start
 
 
 def no_weight(case):
@@ -106,7 +106,7 @@ def climb(rng, measure, seconds):
 
 
 def in_hex(case):
-    """Return the case as text: repeats are left to the reader, long rows are cut."""
+    """Return the case as text, the first 64 values of each array in hex."""
     texts = [f"eps={case.eps!r}"]
     for name, values in zip(Rows._fields[:3], case[:3], strict=True):
         shown = " ".join(float(value).hex() for value in values.reshape(-1)[:64])

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""More than 2**31 elements, rows more than 2**31 bytes apart, more than 2**31 rows: right, and in
-less than 300 MB.
+"""Check calls on more than 2**31 elements, more than 2**31 rows and rows more than 2**31 bytes
+apart, in less than 300 MB.
 
-A large array is one tile of memory, mapped again and again. The tile fits into no power of two, so
-an offset cut to 32 bits lands elsewhere. Landmarks (the first rows, those about 2**31, the last)
-are memory of their own in the outputs; they must hold what a call on these rows alone gives.
+A large array is one tile of memory, mapped repeatedly. The tile's size divides no power of two, so
+an offset cut to 32 bits lands elsewhere. In the outputs the landmarks (the first rows, those about
+2**31, the last) have memory of their own, which must hold what a call on these rows alone gives.
 """
 
 import os
@@ -23,7 +23,7 @@ TILE = 1021 * PAGE
 BEYOND = 3 << 24  # elements after 2**31: more than a piece, so that pieces begin there too
 MOST_BYTES = 300 << 20
 FUNCTIONS = ("rms_norm", "residual_add", "add_rms_norm", "rms_norm_backward")
-SPLIT = "the functions of a split axis"  # one after the other
+SPLIT = "the functions of a split axis"  # called in turn
 
 
 def normal(size, seed):
@@ -92,7 +92,7 @@ def many(rows, n, functions):
 
 
 def dweight_is_right(dweight, x, dy, weight):
-    """Whether dweight is the sum of a tile's, as often as it is there, and of the rows beyond."""
+    """Return whether dweight is a tile's, times the tiles, plus that of the rows beyond."""
     tile = TILE // 4 // len(weight)
     times, rest = divmod(len(x), tile)
     parts = [fastrms.rms_norm_backward(dy[:k], x[:k], weight)[1] for k in (tile, rest)]
@@ -102,7 +102,7 @@ def dweight_is_right(dweight, x, dy, weight):
 
 
 def far_apart(n=3000):
-    """Rows more than 2**31 bytes apart, forwards and backwards; return how many are wrong."""
+    """Call on rows more than 2**31 bytes apart, in both orders; return how many are wrong."""
     stride, count, wrong = (1 << 31) + PAGE, 5, 0
     weight = normal(n, 9)
     for function in (*FUNCTIONS, SPLIT):
@@ -138,7 +138,7 @@ def main():
     fastrms.set_num_threads(2)
     wrong = far_apart()
     wrong += many((1 << 31) // FLOATS + BEYOND // FLOATS, FLOATS, (*FUNCTIONS, SPLIT))
-    # All four take minutes; forward and the add walk alike. Sums of so many rows would take 16 GiB.
+    # All four take minutes; forward walks as the add does. A split axis needs 16 GiB of sums.
     wrong += many((1 << 31) + BEYOND, 1, FUNCTIONS if FULL else ["residual_add"])
     print(f"beyond 2**31: {wrong} wrong; {worst >> 20} MiB at most, bound {MOST_BYTES >> 20}")
     return wrong > 0 or worst > MOST_BYTES

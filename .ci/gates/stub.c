@@ -1,5 +1,5 @@
-/* Preloaded into panda3d's deploy-stub, a program that holds a CPython but no `python`: its main is
- * replaced by what `python` does with -c, -m and a file. START names the script that starts it.
+/* Preloaded into panda3d's deploy-stub, a program with a CPython inside but no `python`: replaces
+ * its main by one that runs -c, -m or a file as `python` does. START is the script that starts it.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

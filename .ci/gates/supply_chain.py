@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What is delivered: the sdist is whole, the wheel can be reproduced, hardened, installed offline.
+"""Check that the sdist is complete and the wheel reproducible, hardened and installable offline.
 
 Needs the packages `build` and `trove-classifiers`; the C tools are binutils'.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 LITTER = (".pyx", ".pxi", ".pxd", ".c", ".h")
 MOST_BYTES = 1_500_000
-# libc alone, glibc (before 2.34 libpthread was a part of its own) or musl.
+# libc alone: glibc's (before 2.34 libpthread was separate) or musl's.
 LIBRARIES = {"libc.so.6", "libm.so.6", "libpthread.so.0", "libc.so"}
 NOT_DELIVERED = (".ci/", ".github/", ".gitignore")
 
@@ -27,7 +27,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         tracked = run("git", "ls-files").splitlines()
-        for name in tracked:  # without what an earlier build left, which setuptools would follow
+        for name in tracked:  # without an earlier build's files, which setuptools would use
             (folder / "clean" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(name, folder / "clean" / name)
         run(sys.executable, "-m", "build", "--sdist", "--outdir", folder, folder / "clean")
@@ -52,7 +52,7 @@ def run(*command, **more):
 
 
 def inspect_sdist(path, tracked):
-    """Every file under version control is in it: what tests read, and what the wheel needs."""
+    """Check that every tracked file is in it, for the tests and for the wheel."""
     with tarfile.open(path) as sdist:
         held = {name.partition("/")[2] for name in sdist.getnames()}
     wanted = {name for name in tracked if not name.startswith(NOT_DELIVERED)}
@@ -61,7 +61,7 @@ def inspect_sdist(path, tracked):
 
 
 def build_wheel(sdist, folder):
-    """Unpack the sdist into the folder, and build there."""
+    """Unpack the sdist into the folder and build the wheel there."""
     folder.mkdir(parents=True)
     with tarfile.open(sdist) as archive:
         archive.extractall(folder)
@@ -73,7 +73,7 @@ def build_wheel(sdist, folder):
 
 
 def inspect_wheel(path):
-    """No sources but the C interface, a small size, hardened extensions."""
+    """Check for no sources but the C interface, and for small, hardened extensions."""
     with zipfile.ZipFile(path) as wheel, tempfile.TemporaryDirectory() as folder:
         names = wheel.namelist()
         wheel.extractall(folder)
@@ -90,7 +90,7 @@ def inspect_wheel(path):
 
 
 def inspect_extension(file):
-    """Relocated once and then read-only, no executable stack, and nothing done at its loading."""
+    """Check full RELRO, no executable stack and no start-up code; return the libraries it needs."""
     dynamic = run("readelf", "-dW", file)
     needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic))
     assert needed <= LIBRARIES, f"{file.name} needs {needed}"
@@ -110,8 +110,8 @@ def inspect_extension(file):
 
 
 def inspect_classifiers(path):
-    """An index takes them, and the Pythons are those that gate `pythons` knows."""
-    from trove_classifiers import classifiers  # gates that import this one do without
+    """Check that an index accepts them, and that gate `pythons` tests their Pythons."""
+    from trove_classifiers import classifiers  # not installed for gates that import this module
 
     with zipfile.ZipFile(path) as wheel:
         (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
@@ -124,7 +124,7 @@ def inspect_classifiers(path):
 
 
 def install_offline(wheel, folder):
-    """pip and an import in a network namespace that is empty, given the wheels alone."""
+    """Install and import from wheels alone, in an empty network namespace where allowed."""
     run(sys.executable, "-m", "venv", folder)
     python, wheels = folder / "bin" / "python", folder / "wheels"
     run(python, "-m", "pip", "download", "--only-binary", ":all:", "-d", wheels, wheel)
@@ -138,10 +138,10 @@ def install_offline(wheel, folder):
 
 
 def refuse_older(wheel):
-    """A Python below 3.10 gets pip's own words, from the metadata."""
+    """Check that pip, by the metadata, refuses the wheel on a Python below 3.10."""
     pip = ("-m", "pip", "download", "--no-index", "--no-deps", "--only-binary", ":all:")
     older = ("--python-version", "3.9", "--abi", "none", "--platform", "any")
-    named = re.sub("-cp.*", "-py3-none-any.whl", wheel.name)  # else its tag is what pip refuses
+    named = re.sub("-cp.*", "-py3-none-any.whl", wheel.name)  # else pip refuses its tag
     shutil.copy(wheel, wheel.parent / named)
     command = [sys.executable, *pip, *older, "-d", wheel.parent, wheel.parent / named]
     done = subprocess.run(command, capture_output=True, text=True)

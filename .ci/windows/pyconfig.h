@@ -1,5 +1,5 @@
-/* What an extension for 64-bit Windows sees of CPython's PC/pyconfig.h, whose other lines are about
- * building Python itself. */
+/* The lines of CPython's PC/pyconfig.h that an extension for 64-bit Windows needs; the others are
+ * for building Python itself. */
 #ifndef Py_CONFIG_H
 #define Py_CONFIG_H
 
@@ -18,7 +18,7 @@
 #define SIZEOF_LONG 4
 #define SIZEOF_FLOAT 4
 #define SIZEOF_LONG_LONG 8
-#ifdef MS_WIN64 /* before 3.14 MSVC has it from here, others from setup.py */
+#ifdef MS_WIN64 /* before 3.14 CPython's file sets it for MSVC alone, so setup.py does for others */
 #define SIZEOF_SIZE_T 8
 #define SIZEOF_VOID_P 8
 #define SIZEOF_TIME_T 8

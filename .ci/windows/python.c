@@ -1,4 +1,4 @@
-/* python.exe: the one call that it is. */
+/* python.exe: a call of Py_Main. */
 #include <wchar.h>
 
 __declspec(dllimport) int Py_Main(int argc, wchar_t **argv);
