@@ -1,4 +1,4 @@
-"""What the tests of the C interface share."""
+"""Helpers for the tests of the C interface."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from fastrms.ctypes import functions
 
 OK, BAD_SIZE, BAD_STRIDE, BAD_POINTER, BAD_EPS, BAD_FLAG, BAD_SCRATCH = range(7)
 PACKAGE = Path(fastrms.__file__).parent
-NAMES = {  # of each function's arguments, as the header has them
+NAMES = {  # of each function's arguments, from the header
     name: [re.search(r"\w+$", argument)[0] for argument in arguments.split(",")]
     for name, arguments in re.findall(
         r"\w+ \(\*(\w+)\)\((.*?)\);", (PACKAGE / "include/fastrms.h").read_text(), re.DOTALL
@@ -28,6 +28,6 @@ def stride(array):
 
 
 def scratch_of(rows, n, threads):
-    """Return scratch full of NaN, before a guard of NaN, and where that begins."""
+    """Return scratch followed by a guard, all NaN, and the index where the guard begins."""
     size = functions.scratch_bytes(rows, n, threads) // 8
     return np.full(size + 8, np.nan), size

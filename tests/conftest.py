@@ -1,4 +1,4 @@
-"""Fixtures that every test file shares: instruction set, threads, data, and the watch on inputs."""
+"""Shared fixtures: instruction sets, thread counts, random data, checks that inputs are kept."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
-# `python -m pytest` puts the working folder first, and there fastrms/ has no compiled extension.
+# `python -m pytest` puts the checkout on sys.path: drop it where its fastrms/ is not built.
 if not list((CHECKOUT / "fastrms").glob("_core.*.so")):
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != CHECKOUT]
 
@@ -23,7 +23,7 @@ from .signatures import ARGUMENTS_OF, REQUIRED, ROWS, SUMS, N, beside  # noqa: E
 
 SEED = 20191016
 
-# The same examples each time, but in the soak. Time says nothing on a busy machine.
+# The same examples each time, except in the soak. No deadline: the machine may be busy.
 settings.register_profile(
     "suite",
     max_examples=300,
@@ -35,14 +35,14 @@ settings.register_profile("ci", settings.get_profile("suite"), max_examples=10_0
 settings.register_profile(
     "soak", settings.get_profile("suite"), max_examples=200_000, derandomize=False, database=None
 )
-# A failure is all that counts: the smallest example would take minutes.
+# Only whether a test fails matters here; shrinking the example would take minutes.
 settings.register_profile("mutants", settings.get_profile("suite"), phases=[Phase.generate])
 settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory):
-    """Run outside of the checkout: `python -m` and `-c` in a test look into this folder first."""
+    """Run outside the checkout: `python -m` and `-c` import from the working folder first."""
     previous = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("elsewhere"))
     yield
@@ -60,7 +60,7 @@ def isa(request):
 
 @pytest.fixture(params=(1, 2, 3), ids="threads{}".format)
 def threads(request):
-    """Run the test with each number of threads, which take part in the smallest call."""
+    """Run the test with each number of threads, which share even the smallest call."""
     previous, size = fastrms.get_num_threads(), _core.set_parallel_from(1)
     fastrms.set_num_threads(request.param)
     yield request.param
@@ -70,7 +70,7 @@ def threads(request):
 
 @pytest.fixture
 def restore():
-    """Let threads take part in the smallest call, and put back what the test changes itself."""
+    """Let threads share even the smallest call, and restore the settings that the test changes."""
     isa, count, size = _core.current(), fastrms.get_num_threads(), _core.set_parallel_from(1)
     yield
     _core.use_isa(isa)
@@ -91,14 +91,14 @@ def draw(rng):
 
 @pytest.fixture
 def arrays(rng, draw):
-    """Return a function from a function's name to valid arguments, every buffer passed."""
+    """Return a function that makes valid arguments for a call, with every buffer passed."""
 
     def make(function, *shape):
         shape = shape or (ROWS, N)
         made = {name: draw(*beside(function, name, shape)) for name in ARGUMENTS_OF[function]}
         made |= {name: rng.uniform(1, 2, shape[:-1]) for name in SUMS[function]}
         if "size" in REQUIRED[function]:
-            made["size"] = np.array(10 * shape[-1])  # to be copied and watched as they are
+            made["size"] = np.array(10 * shape[-1])  # an array, to be copied and watched too
         return made
 
     return make
@@ -106,7 +106,7 @@ def arrays(rng, draw):
 
 @pytest.fixture
 def snapshot():
-    """Return a function from an array, or another buffer, to all that a call could change in it."""
+    """Return a function that captures everything that a call could change in a buffer."""
 
     def take(array):
         if isinstance(array, np.ndarray):
@@ -122,7 +122,7 @@ def snapshot():
 
 @pytest.fixture
 def unchanged(snapshot):
-    """Return a context manager that asserts that the block left these arrays as they were."""
+    """Return a context manager that asserts that its block changes none of these arrays."""
 
     @contextmanager
     def watch(*arrays):

@@ -1,16 +1,16 @@
-/* malloc for LD_PRELOAD that fails once in a call, on the calling thread; and counts blocks. */
+/* malloc for LD_PRELOAD: fails one allocation of a call, on its thread, and counts blocks. */
 #include <errno.h>
 #include <stddef.h>
 
 void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
 void __libc_free(void *);
 
-static __thread long remaining = -1; /* allocations until the one that fails; -1: none does */
+static __thread long remaining = -1; /* allocations before the one that fails; -1: none fails */
 static __thread long living = 0;     /* blocks allocated and not freed by this thread */
 
 void *PyObject_Call(void *function, void *arguments, void *named);
 
-/* function(*arguments, **named), in which the allocation after `count` others fails. */
+/* Call function(*arguments, **named); fail its allocation number `count`, from 0. */
 void *call_failing(void *function, void *arguments, void *named, long count, int *failed) {
     remaining = count;
     void *result = PyObject_Call(function, arguments, named);

@@ -1,7 +1,7 @@
-"""Calls for tests/test_fuzz.py: any layout, type, aliasing and option, right or wrong.
+"""Random calls for tests/test_fuzz.py: any layout, type, aliasing and option, right or wrong.
 
 An argument is drawn as a description (Place), so that it can be built twice over equal memories:
-once for the call under test, once for what the call ought to leave behind.
+once for the call under test, once for its expected result.
 """
 
 import array
@@ -23,24 +23,24 @@ from .signatures import (
     beside,
 )
 
-FLOAT, DOUBLE = "f4", "f8"  # an array argument's dtype; that of sums
+FLOAT, DOUBLE = "f4", "f8"  # dtype of the arrays; of the sums
 MEMORIES = 2  # few, so that arguments often share one
 BYTES = 1 << 15
-MOST = 2500  # elements of a matrix
+MOST = 2500  # limit on the elements of a matrix
 SIZES = (0, 1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 64, 100, 127, 128, 129, 143, 256, 257, 300, 513, 700)
 VALUES = (0.0, 1e-5, 1.0, 0.5, -1.0, 0.1, 5e-324, 1e-30, 1e30, np.inf, np.nan, -np.inf, -0.0)
 ACCUMULATES = (False, True, True, "dx", "dweight")
-HUGE = 10**400  # no float64
+HUGE = 10**400  # beyond float64
 REALS = (0, 1, True, np.float32(0.25), np.float64(1e-6), np.int64(2), np.array(0.5), HUGE)
 NOT_REAL = (None, "1e-5", 1j, [1.0], object)
 NOT_INTEGERS = (None, "12", 12.0, [12], np.float32(12))
 MOST_SIZE = (1 << 40) - 1
-# What the values of a memory are: a scale for normal ones, or the function that makes them.
+# Scales of the normal values that fill a memory.
 SCALES = (1.0, 1.0, 1.0, 0.0, 1e-45, 1e-38, 1e-20, 1e19, 1e37)
 SPECIALS = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, 3e38, 1.0], np.float32)
 OTHER_TYPES = ("f2", "i4", "u4", "c8", "?", "O", "V4", [("value", "f4")], "i8", "g")
 OTHERS = {FLOAT: (*OTHER_TYPES, "f8", ">f4"), DOUBLE: (*OTHER_TYPES, "f4", ">f8")}
-# Of a value that is right, beside a plain ndarray.
+# What a valid argument may be, other than a plain ndarray.
 CONTAINERS = {
     FLOAT: ("subclass", "memmap", "memoryview", "array", "ctypes"),
     DOUBLE: ("subclass", "memmap", "scalar"),
@@ -50,11 +50,11 @@ WRONG = ("type", "masked", "list", "bytes", "number", "double buffer", "none", "
 
 
 class Tagged(np.ndarray):
-    """A subclass; of no interest to the functions."""
+    """A subclass, to be treated as a plain ndarray."""
 
 
 class Place(NamedTuple):
-    """Where an argument lies, and as what it is passed."""
+    """Where an argument lies in memory, and what it is passed as."""
 
     memory: int
     offset: int
@@ -69,17 +69,17 @@ class Place(NamedTuple):
 
 class Call(NamedTuple):
     function: str
-    places: dict  # of each array argument: a Place, or the name of the one that it is
+    places: dict  # of each array argument: a Place, or the name of the same object
     options: dict
     seed: int
-    fills: tuple  # of each memory
-    others: float  # sums of the whole rows, as a multiple of those of this part; 0: any numbers
+    fills: tuple  # how each memory is filled
+    others: float  # sums passed, as a multiple of those of x and dy; 0: any numbers
     isa: int
     threads: int
 
 
 class Built(NamedTuple):
-    """An argument: what is passed, and the array that it stands for, if it is one."""
+    """An argument: the object passed, and the array that it stands for, or None."""
 
     value: Any
     view: Any
@@ -87,18 +87,18 @@ class Built(NamedTuple):
 
 @st.composite
 def layouts(draw, shape, item):
-    """Draw strides and the bytes before and behind the first element that they reach."""
+    """Draw strides, and how many bytes they reach before and behind the first element."""
     strides, step = [0] * len(shape), item
     axes = range(len(shape))
     kinds = [draw(st.sampled_from(("plain",) * 6 + KINDS)) for _ in axes]
-    if "odd" in kinds:  # elements that share bytes cannot be compared as numbers
+    if "odd" in kinds:  # partly shared elements cannot be compared as numbers
         kinds = ["plain" if kind in ("zero", "into") else kind for kind in kinds]
     rows_in_any_order = (*axes[-1:], *draw(st.permutations(axes[:-1])))
     for axis in draw(st.sampled_from((axes[::-1], rows_in_any_order, axes))):
         kind = kinds[axis]
         step += {"gap": item * draw(st.integers(1, 20)), "odd": 1, "into": -item}.get(kind, 0)
         strides[axis] = {"back": -step, "zero": 0}.get(kind, step)
-        if kind == "far" and shape[axis] < 2:  # no element is there
+        if kind == "far" and shape[axis] < 2:  # the stride is never used
             strides[axis] = draw(st.sampled_from((2**40, -(2**62), 3)))
         step *= max(1, shape[axis])
     reaches = [stride * (length - 1) for stride, length in zip(strides, shape, strict=True)]
@@ -115,14 +115,14 @@ def _plain(shape, item):
 
 @st.composite
 def places(draw, shape, output, dtype):
-    """Draw an argument of this shape, most often a right one."""
+    """Draw an argument of this shape, most often a valid one."""
     wrong = draw(st.sampled_from(("",) * 250 + WRONG))
     if wrong == "shape":
         shape = draw(st.sampled_from((shape[1:], (2, *shape), shape[::-1], (*shape[:-1], 7))))
     strides, before, behind = draw(layouts(shape, np.dtype(dtype).itemsize))
     room = BYTES - before - behind
     assume(room >= 0)  # a wrong shape may need more
-    near = min(room, 4 * draw(st.integers(0, 300)))  # overlaps others in part
+    near = min(room, 4 * draw(st.integers(0, 300)))  # overlaps others partly
     start = draw(st.sampled_from((0, near, near, room, draw(st.integers(0, room)))))
     start -= 0 if draw(st.integers(0, 7)) == 0 else start % 4
     readonly = draw(st.integers(0, 40 if output else 5)) == 0
@@ -189,7 +189,7 @@ def options(draw, function, n):
             values = st.floats() if kind == "f" else st.sampled_from(kinds[kind])
             chosen[name] = draw(values)
             if name == "weight_offset" and kind == "f":
-                chosen[name] = draw(st.floats(-1e50, 1e50))  # where float64 holds the gradient
+                chosen[name] = draw(st.floats(-1e50, 1e50))  # the gradient stays within float64
             if name == "eps" and kind in "nf" and draw(st.integers(0, 5)):
                 chosen[name] = abs(chosen[name])
     if "size" in REQUIRED[function]:
@@ -203,7 +203,7 @@ def options(draw, function, n):
 
 
 def fill(call):
-    """Return the memories that the arguments of a call lie in."""
+    """Return the memories that hold the arguments of a call."""
     rng = np.random.default_rng(call.seed)
     memories = [_values(rng, kind).view(np.uint8) for kind in call.fills]
     if call.others:
@@ -212,7 +212,7 @@ def fill(call):
 
 
 def _put_sums(call, memories):
-    """Write the sums that the rows of a call call for, where the call says that sums are."""
+    """Write sums that match the rows of a call into its arguments for sums."""
     views = {}
     for name, place in call.places.items():
         views[name] = views[place] if isinstance(place, str) else _view(place, memories)
@@ -243,7 +243,7 @@ def _values(rng, kind):
 
 
 def build(call, memories):
-    """Return the arguments by name: a Built each."""
+    """Return {name: Built} for the arguments of a call."""
     built = {}
     for name, place in call.places.items():
         built[name] = built[place] if isinstance(place, str) else _build(place, memories)

@@ -1,10 +1,10 @@
 """Golden bits: digests of what every function writes for one fixed set of inputs, in golden.json.
 
-    python tests/golden.py            compare this build with them: every instruction set, in WAYS
+    python tests/golden.py            compare this build with them: every instruction set, all WAYS
     python tests/golden.py --write    write them anew, and say what changed
 
-It needs NumPy and fastrms alone, so that any Python and any emulator can run it. The inputs are
-integer arithmetic: no random generator and no math function, whose bits a release may change.
+It needs only NumPy and fastrms, so that any Python and any emulator can run it. Integer arithmetic
+makes the inputs: a release may change the bits of random generators and math functions.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from fastrms import _core
 
 FILE = Path(__file__).with_suffix(".json")
 
-# Every remainder of a vector, both sides of 32 lanes and of 128, widths of models, one long row;
-# rows for one block of dweight (32 rows), for several, and for more than 64 of them.
+# n: every remainder of a vector, both sides of 32 lanes and of 128, widths of models, one long row.
+# Rows: one block of dweight (32 rows), several, and more than 64 of them.
 SHAPES = (
     *((9, n) for n in range(1, 18)),
     (8, 64),
@@ -40,7 +40,7 @@ SHAPES = (
     (2500, 7),
     (1, 30001),
 )
-# Powers of two: subnormal, squares that vanish in float32, plain, squares that overflow, 1.7e38.
+# Exponents of 2: subnormal, float32 squares that underflow, plain, that overflow, up to 1.7e38.
 SCALES = (-140, -70, 0, 70, 125)
 SPECIAL_SHAPES = ((5, 7), (9, 100), (40, 131), (4, 1000))
 WAYS = (
@@ -87,7 +87,7 @@ def plain_case(shape, exponent=0):
 
 
 def with_rows(value):
-    """Return an edit: `value` in a row of x, of dy and of residual; other rows stay as they are."""
+    """Return an edit that writes `value` into one row each of x, dy and residual."""
 
     def edit(case):
         case.x[1, 5] = case.dy[2, 0] = case.residual[3, -1] = value
@@ -97,7 +97,7 @@ def with_rows(value):
 
 
 def with_weight(*values):
-    """Return an edit: these weights, over and over."""
+    """Return an edit that fills the weight with these values, repeated."""
 
     def edit(case):
         case.weight[:] = np.resize(np.float32(values), case.weight.shape)
@@ -113,20 +113,20 @@ def zeros(case):
 
 
 def any_bits(case):
-    """Every pattern may come: each exponent alike, NaN and Inf one time in 256."""
+    """Draw from all bit patterns: each exponent is as likely, so one in 256 is NaN or Inf."""
     x, dy, residual = (noise(case.x.shape, 20 + i).view(np.float32) for i in range(3))
     return case._replace(x=x, dy=dy, residual=residual)
 
 
 def any_finite(case):
-    """As any_bits, with no NaN and no Inf, so that a row keeps its numbers."""
+    """Draw as any_bits does, but finite: a NaN would turn its whole row into NaN."""
     arrays = any_bits(case)[:3]
     clipped = (np.nan_to_num(a, nan=1.0, posinf=LARGEST, neginf=-LARGEST) for a in arrays)
     return Case(*clipped, case.weight, 0.0)
 
 
 def parallel(case):
-    """The gradient along x: dx cancels to nothing."""
+    """Set dy along x, so that dx cancels."""
     return case._replace(dy=case.x * np.float32(3), weight=np.ones_like(case.weight))
 
 
@@ -159,7 +159,7 @@ def cases():
             yield f"{rows} x {n}, {name}", edit(plain_case((rows, n)))
 
 
-# What each function writes. `out` holds NaN; `held` is a copy of the weights to add to.
+# The arrays that each call writes. `out` starts as NaN, `held` (dweight) as a copy of the weight.
 FUNCTIONS = {
     "norm": lambda a: [fastrms.rms_norm(a.x, None, a.eps, out=a.out)],
     "norm weight": lambda a: [fastrms.rms_norm(a.x, a.weight, a.eps, out=a.out)],
@@ -198,7 +198,7 @@ class Arrays:
 
 
 def laid_out(values, layout):
-    """Return a writeable copy: dense, rows with gaps between them, backwards, or every second."""
+    """Return a writeable copy: dense, rows with gaps, rows reversed, or every second element."""
     n = values.shape[-1]
     if layout == "gaps":
         array = np.empty((*values.shape[:-1], n + 5), np.float32)[..., 2 : n + 2]
@@ -213,7 +213,7 @@ def laid_out(values, layout):
 
 
 def digest(arrays):
-    """Return 32 bits of a hash as hex. A NaN is a NaN: its sign and payload are not promised."""
+    """Return a 32-bit hash as hex. All NaNs count as one: sign and payload are not promised."""
     state = hashlib.blake2b(digest_size=4)
     for array in arrays:
         little = np.where(np.isnan(array), np.float32(np.nan), array).astype("<f4")
@@ -222,7 +222,7 @@ def digest(arrays):
 
 
 def compute(layout="plain"):
-    """Return {case: {function: digest}} of the kernels and threads in use."""
+    """Return {case: {function: digest}} for the kernels and threads in use."""
     return {
         name: {key: digest(call(Arrays(case, layout))) for key, call in FUNCTIONS.items()}
         for name, case in cases()
@@ -230,7 +230,7 @@ def compute(layout="plain"):
 
 
 def read():
-    """Return what compute did when the file was written."""
+    """Return the recorded digests, in the form that compute returns."""
     file = json.loads(FILE.read_text()) if FILE.exists() else {"functions": [], "cases": {}}
     functions = file["functions"]
     return {
@@ -239,13 +239,13 @@ def read():
 
 
 def write(golden):
-    """Write a line for each case, so that a diff names those that changed."""
+    """Write one line for each case, so that a diff shows the cases that changed."""
     cases = {name: " ".join(row.values()) for name, row in golden.items()}
     FILE.write_text(json.dumps({"functions": list(FUNCTIONS), "cases": cases}, indent=0) + "\n")
 
 
 def differences(golden, found):
-    """Return a line for each case that changed, naming its functions, or that is new, or gone."""
+    """Return a line for each case that is changed, new or gone, with the functions concerned."""
     lines = []
     for name in {**golden, **found}:
         old, new = golden.get(name, {}), found.get(name, {})

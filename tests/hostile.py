@@ -1,8 +1,8 @@
-"""Digests of everything that fastrms computes, and a process in which another library came first.
+"""Digest everything that fastrms computes, also after another library has set the FP state.
 
     python hostile.py FAST_MATH_OBJECT LIBM ROUNDING
 
-loads the object, sets the rounding mode, and only then makes the pool's threads.
+loads the object, sets the rounding mode, and only then starts the pool's threads.
 """
 
 import ctypes
@@ -14,22 +14,22 @@ import numpy as np
 
 import fastrms
 
-FLAGS = 0x3F  # the part of MXCSR that arithmetic raises; the rest controls it
-TINY = 5e-324  # the least float64, as an eps
+FLAGS = 0x3F  # MXCSR's exception flags; the other bits are its control bits
+TINY = 5e-324  # the smallest float64
 
 
 def _bits(low, high, seed):
-    """Return floats with exponents in [low, high), made of bits: no state spoils them."""
+    """Return floats with biased exponents in [low, high), from bits: no FP state affects them."""
     rng = np.random.default_rng(seed)
     magnitudes = rng.integers(low << 23, high << 23, (96, 70), dtype=np.uint32)
     signs = rng.integers(0, 2, magnitudes.shape, dtype=np.uint32) << 31
     return (magnitudes | signs).view(np.float32)
 
 
-# Around 1; all that is finite; numbers below the normal ones, alone and among others.
+# Around 1; all finite numbers; subnormal ones, alone and among the smallest normal ones.
 SPANS = ((118, 132), (0, 255), (0, 1), (0, 3))
 INPUTS = [[_bits(*span, seed) for seed in (1, 2, 3)] for span in SPANS]
-# A call long enough, some 10 ms, for every worker to wake and take rows of it.
+# Large enough, some 10 ms a call, that every worker wakes up and takes rows.
 LONG = np.tile(_bits(0, 1, 4), (40, 10))
 
 
@@ -72,7 +72,7 @@ def control(libm):
 
 
 def main(fast_math_object, libm_name, rounding):
-    """Print the control bits that the pool's threads were made with, and a digest of it all."""
+    """Print the control bits that the pool's threads inherit, and one digest of all results."""
     libm, born = ctypes.CDLL(libm_name), []
     ctypes.CDLL(fast_math_object)
     libm.fesetround(int(rounding))
@@ -83,7 +83,7 @@ def main(fast_math_object, libm_name, rounding):
     worker = threading.Thread(target=lambda: born.append(control(libm)))
     worker.start()
     worker.join()
-    assert [before, control(libm)] == born * 2, "a new thread has the state of its maker"
+    assert [before, control(libm)] == born * 2, "a new thread inherits the state of its creator"
     print(before, hashlib.sha256("".join(found).encode()).hexdigest())
 
 

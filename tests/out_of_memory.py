@@ -1,7 +1,6 @@
-"""Let every allocation of every function fail in turn. Run with failing_malloc.so preloaded and
-PYTHONMALLOC=malloc, so that each of Python's, NumPy's and our own allocations is one of its own.
+"""Fail every allocation of every function in turn, those of Python and NumPy included.
 
-    python out_of_memory.py ISA
+Run: LD_PRELOAD=failing_malloc.so PYTHONMALLOC=malloc python out_of_memory.py ISA
 """
 
 import ctypes
@@ -16,7 +15,7 @@ import fastrms
 malloc = ctypes.PyDLL(None)
 malloc.call_failing.restype = ctypes.py_object
 malloc.call_failing.argtypes = [*[ctypes.py_object] * 3, ctypes.c_long, ctypes.c_void_p]
-# What NumPy itself makes of a failure: np.shares_memory, and np.asarray of a memoryview.
+# NumPy's own errors after a failed allocation: np.shares_memory, np.asarray of a memoryview.
 NUMPYS = ("Error in computing overlap", "multi-dimensional sub-views are not implemented")
 ROWS, N = 70, 300  # three blocks of rows, and arrays too large for NumPy's cache of small ones
 
@@ -26,14 +25,14 @@ def draw(*shape):
 
 
 def strided(*shape):
-    """Return an array whose rows no kernel can walk: it takes a copy."""
+    """Return an array that a call has to copy: its rows are not contiguous."""
     held = np.empty((*shape[:-1], 2 * shape[-1]), np.float32)[..., ::2]
     held[...] = draw(*shape)
     return held
 
 
 def calls():
-    """Yield, for each way through a function: its name, its arguments, those that it writes."""
+    """Yield for each path of each function: its name, its arguments, names of those it writes."""
     for make in (draw, strided):
         x, dy, weight = make(ROWS, N), make(ROWS, N), make(N)
         for offset in (0.0, 1.0):
@@ -71,7 +70,7 @@ def split_calls():
 
 
 def attempt(function, arguments, count):
-    """Call, let the allocation after `count` others fail; return the error, and whether it did."""
+    """Call and fail allocation `count`, from 0; return the error, and whether it got that far."""
     failed = ctypes.c_int()
     try:
         malloc.call_failing(function, (), arguments, count, ctypes.byref(failed))
@@ -81,7 +80,7 @@ def attempt(function, arguments, count):
 
 
 def survive(name, arguments, written):
-    """Fail each allocation of a call in turn until it ends with none failed; return how many."""
+    """Fail each allocation of a call in turn; return how many allocations it makes."""
     function = getattr(fastrms, name)
     for key in written:
         arguments[key][...] = 1
@@ -101,7 +100,7 @@ def survive(name, arguments, written):
 
 
 def left_by(case):
-    """Return how many blocks more there are once every allocation has failed in turn."""
+    """Return how many blocks a call leaks when each of its allocations fails in turn."""
     gc.collect()
     before = malloc.living_blocks()
     survive(*case)
@@ -118,9 +117,9 @@ def main(isa):
         fastrms._core.set_parallel_from(1 if threads > 1 else 1 << 30)
         for case in (*calls(), *split_calls()):
             tries = (left_by(case) <= 0 for _ in range(4))  # Python fills caches at first
-            assert any(tries), f"{case[0]} with {list(case[1])} leaves blocks behind"
+            assert any(tries), f"{case[0]} with {list(case[1])} leaks blocks"
             total += survive(*case)
-    print(total, "allocations failed in turn, nothing lost and nothing left behind")
+    print(total, "allocations failed in turn, nothing lost or leaked")
 
 
 if __name__ == "__main__":

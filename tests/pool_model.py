@@ -1,13 +1,13 @@
-"""The protocol of src/pool.h, as a machine whose threads take one atomic step at a time; `explore`
-tries every order of their steps. `FAULTS` are changes of it, in each of which something goes wrong.
+"""A model of the protocol of pool.h, whose threads take one atomic step at a time. `explore` tries
+every interleaving. Each of `FAULTS` is a change that breaks the protocol.
 
     python tests/pool_model.py      count the states, and show what each fault leads to
 
-Thread 0 is the caller, with its calls one after the other; the others are workers. What is plain
-memory in pool.h is written by the caller between calls alone: the model checks that no worker is
-at work then. Left out is what decides on time alone: how often a thread looks before it sleeps, and
-that each thread begins with items of its own. A step is atomic and all threads see steps in one
-order: in pool.h the accesses to `gate` and `asleep` that need this are SEQ_CST.
+Thread 0 is the caller, which makes one call after the other; the others are workers. The caller
+writes the non-atomic memory of pool.h only between calls; the model checks that no worker is at
+work then. It leaves out what affects only the timing: how long a thread spins before it sleeps, and
+which items it takes first. Steps are atomic and all threads see them in one order: the accesses of
+pool.h to `gate` and `asleep` that need this are SEQ_CST.
 """
 
 from typing import NamedTuple
@@ -15,24 +15,24 @@ from typing import NamedTuple
 ITEMS = 2
 
 FAULTS = {
-    "no second look": "a worker does not look again once `asleep` is set",
+    "no second look": "a worker does not check the gate again after it sets `asleep`",
     "no seat needed": "a worker joins calls that have no seat for it",
-    "join in two steps": "a worker counts itself in after it looked at the gate, not with it",
+    "join in two steps": "a worker checks the gate and counts itself in, in two steps",
     "blind worker": "a worker sleeps without comparing `asleep`",
     "silent leave": "the last worker to leave does not wake the caller",
-    "secret sleep": "the caller does not say that it sleeps",
+    "secret sleep": "the caller does not announce that it sleeps",
     "blind caller": "the caller sleeps without comparing the gate",
     "no wait": "the caller does not wait for the workers inside",
-    "early wake": "the caller looks who is asleep before it opens the gate",
-    "no clearing": "the caller does not clear `asleep` of whom it wakes",
+    "early wake": "the caller checks who is asleep before it opens the gate",
+    "no clearing": "the caller does not clear `asleep` of the workers it wakes",
 }
 
 
 class Gate(NamedTuple):
-    open: bool = False  # there are items that nobody began
-    asleep: bool = False  # the caller, until the last worker leaves
+    open: bool = False  # some items have not begun
+    asleep: bool = False  # the caller sleeps until the last worker leaves
     seats: int = 0  # threads of the call
-    inside: int = 0  # workers that joined, and did not leave
+    inside: int = 0  # workers that joined and have not left
 
 
 class Call(NamedTuple):
@@ -40,7 +40,7 @@ class Call(NamedTuple):
     brief: bool = False  # wakes nobody
 
 
-# Workers, and calls: what the tests explore.
+# Name -> number of workers, and calls.
 CASES = {
     "one worker more than the second call wants": (2, (Call(3), Call(2))),
     "one worker fewer than the first call wants": (2, (Call(4), Call(3))),
@@ -52,14 +52,14 @@ CASES = {
 class State(NamedTuple):
     at: tuple[str, ...]  # where each thread is
     asleep: tuple[bool, ...]  # each worker's flag; the caller's is in the gate
-    saw: tuple[Gate | None, ...]  # the gate as a thread looked at it, until it acts on that
+    saw: tuple[Gate | None, ...]  # the gate as a thread last read it, until it acts on that
     gate: Gate = Gate()
-    left: int = 0  # items that nobody began
+    left: int = 0  # items that have not begun
     call: int = 0  # how many calls have begun
-    waking: int = 0  # the worker whose turn it is to be woken
+    waking: int = 0  # the next worker to wake
 
     def to(self, thread, place, saw=None, **changes):
-        """Return the state in which a thread is elsewhere, and what else its step changes."""
+        """Return the state after a thread goes to `place`, with the other changes of its step."""
         at, saw = put(self.at, thread, place), put(self.saw, thread, saw)
         return self._replace(at=at, saw=saw, **changes)
 
@@ -69,7 +69,7 @@ def put(values, index, value):
 
 
 def steps(state, calls, fault):
-    """Yield the states that one step of one thread leads to."""
+    """Yield every state that one step of one thread can lead to."""
     for thread in range(len(state.at)):
         if state.at[thread] in ("take", "run", "close"):
             yield work(state, thread)
@@ -116,10 +116,10 @@ def caller(s, calls, fault):
             yield s._replace(waking=s.waking + 1)
         case "wake it":
             yield wake(s, s.waking).to(0, "wake", waking=s.waking + 1)
-        case "leave":  # of its own work; now it waits for the others
+        case "leave":  # its own work is done: wait for the workers
             if not gate.inside or fault == "no wait":
                 yield s.to(0, "begin")
-            else:  # looks again, which changes nothing, or gives up looking
+            else:  # spins, which changes nothing, or stops spinning
                 gate = gate._replace(asleep=fault != "secret sleep")
                 yield s.to(0, "sleep", gate=gate, saw=gate)
         case "sleep" if not s.saw[0].inside:
@@ -171,12 +171,12 @@ def worker(s, own, fault):
 
 
 def wake(s, thread):
-    """Whoever sleeps wakes; nobody remembers a wake of one that does not sleep yet."""
+    """Wake a thread that sleeps; a wake-up before it sleeps is lost."""
     return s.to(thread, "woken") if s.at[thread] == "asleep" else s
 
 
 def wrong(s, calls):
-    """Return what must not be in a state, or None."""
+    """Return which invariant a state breaks, or None."""
     at_work = [
         t for t, place in enumerate(s.at) if t and place in ("take", "run", "close", "leave")
     ]
@@ -198,7 +198,7 @@ def wrong(s, calls):
 
 
 def explore(workers, calls, fault=None):
-    """Return how many states there are; raise AssertionError with what goes wrong in one."""
+    """Return the number of reachable states; raise AssertionError if one of them is wrong."""
     threads = max(workers + 1, *(call.threads for call in calls))  # some may not have started
     start = State(("begin", *["look"] * workers), (False,) * threads, (None,) * threads)
     before, ends, todo = {start: []}, [], [start]
@@ -213,7 +213,7 @@ def explore(workers, calls, fault=None):
                 before[after] = []
                 todo.append(after)
             before[after].append(state)
-    # From each state the caller must be able to end, whatever the others did.
+    # From every state the caller must be able to finish.
     able, todo = set(ends), ends
     while todo:
         new = [state for state in before[todo.pop()] if state not in able]

@@ -1,8 +1,8 @@
-"""Rows built against the bounds: each family is a function (rng, rows, n) -> Rows, for any n.
+"""Adversarial rows for the bounds: each family is a function (rng, rows, n) -> Rows, for any n.
 
-They are what data look like at their worst (a few channels that carry a row, constant features
-beside an outlier, a gradient of two values), and what the proofs have to look at: neighbours of
-a power of two, subnormal products, sums that cancel.
+Some are real data at its worst (a few channels that dominate a row, constant features beside an
+outlier, a gradient of two values). Others are the hard cases of the proofs: neighbours of a power
+of two, subnormal products, sums that cancel.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ def _rows(rng, x, dy=None, weight=None, eps=1e-5):
 
 
 def _outliers(count):
-    """Return the family of `count` channels of nearly equal size that carry their row."""
+    """Return a family in which `count` channels of nearly equal size dominate the row."""
 
     def make(rng, rows, n):
         x = rng.standard_normal((rows, n))
@@ -60,7 +60,7 @@ def _periodic(period):
 
 
 def worst_squares(rng, rows, n):
-    """Squares just above the middle of two float32: a float32 product rounds them all one way."""
+    """Make rows whose squares, near the midpoint of two float32, are all rounded the same way."""
     pool = rng.uniform(1, 2, 4096).astype(np.float32)
     squares = pool.astype(np.float64) ** 2
     lost = (squares.astype(np.float32) - squares) / squares
@@ -70,7 +70,7 @@ def worst_squares(rng, rows, n):
 
 
 def binade_crossings(rng, rows, n):
-    """Weights that put y of one row in each column within 3 ulp of a power of two."""
+    """Choose weights that put y, for one row in each column, within 3 ulp of a power of two."""
     x = rng.standard_normal((rows, n), dtype=np.float32)
     owner = np.arange(n) % rows, np.arange(n)
     xhat = x / np.sqrt((x.astype(np.longdouble) ** 2).mean(axis=1, keepdims=True))
@@ -80,7 +80,7 @@ def binade_crossings(rng, rows, n):
 
 
 def sparse_crossings(rng, rows, n):
-    """The same with two elements that count, as in the shortest counterexamples."""
+    """Make such crossings with two nonzero elements, as in the shortest counterexamples."""
     x = np.zeros((rows, n))
     x[:, 0], x[:, -1] = rng.uniform(1, 1.2, rows), rng.uniform(0.1, 1, rows)
     x = x.astype(np.float32)
@@ -91,7 +91,7 @@ def sparse_crossings(rng, rows, n):
 
 
 def _subnormal(low, high):
-    """Return the family of subnormal x / rms beside a normal one, under weights of that range."""
+    """Return a family of subnormal x / rms beside a normal one, with weights from low to high."""
 
     def make(rng, rows, n):
         x = 2.0 ** rng.uniform(-149, -124, (rows, n)) * rng.choice((-1, 1), (rows, n))
@@ -102,16 +102,16 @@ def _subnormal(low, high):
 
 
 def tiny(rng, rows, n):
-    """Rows so small that eps alone is their mean square; x / rms is subnormal or close to it."""
+    """Make rows so small that rms is sqrt(eps); x / rms is subnormal or close to it."""
     x = rng.standard_normal((rows, n)) * 2.0 ** rng.uniform(-149, -128, (rows, 1))
     return _rows(rng, x, weight=rng.uniform(2, 4, n))
 
 
 def _two_values(features):
-    """Return the family of plain features, one outlier near sqrt(n), a gradient (tau, tau - 1)."""
+    """Return a family of these features, one outlier near sqrt(n), and dy of tau or tau - 1."""
 
     def make(rng, rows, n):
-        # The constant makes the roundings of dy * x alike.
+        # One factor for the whole row makes the roundings of dy * x alike.
         x = features(rng, rows, n) * rng.uniform(0.5, 2, (rows, 1))
         x[:, rng.integers(n)] = np.sqrt(n) * rng.uniform(0.5, 2, rows)
         tau = rng.uniform(0, 1, (rows, 1))
@@ -122,7 +122,7 @@ def _two_values(features):
 
 
 def groups(rng, rows, n):
-    """Groups of 16 equal values, period 128, and an outlier; x and the gradient alike."""
+    """Make x and dy in groups of 16 equal values, period 128, with an outlier in x."""
     x, dy = (np.repeat(rng.standard_normal((rows, 8)), 16, axis=1) for _ in range(2))
     x, dy = (part[:, np.arange(n) % 128].copy() for part in (x, dy))
     x[:, rng.integers(n)] = np.sqrt(n) * rng.uniform(0.5, 2, rows)
@@ -130,7 +130,7 @@ def groups(rng, rows, n):
 
 
 def parallel(rng, rows, n):
-    """dy is x: dx is eps / rms**2 of its two terms, 1e-11 here, and float64 has 1e-16."""
+    """Set dy to x: dx is eps / rms**2 of its two terms, 1e-11 here; float64 resolves 1e-16."""
     x = 1000 * rng.standard_normal((rows, n))
     return _rows(rng, x, x, np.ones(n), eps=float(rng.choice((1e-12, 1e-7, 9e-6))))
 
@@ -141,14 +141,14 @@ def nearly_parallel(rng, rows, n):
 
 
 def subnormal_terms(rng, rows, n):
-    """Every dy * x / rms but those of column 0 is subnormal: each rounds if x / rms does first."""
+    """Make x / rms subnormal but for column 0: computing it before dy * x / rms would round it."""
     x = 2.0**-140 * rng.standard_normal((rows, n))
     x[:, 0] = 1
     return _rows(rng, x, rng.uniform(0.05, 4, x.shape), eps=float(rng.choice((0.0, 1e-5, 1.0))))
 
 
 def sinks(rng, rows, n):
-    """An attention sink: three channels in the thousands, the rest small."""
+    """Make an attention sink: three channels in the thousands, the rest small."""
     x = 0.1 * rng.standard_normal((rows, n))
     x[:, rng.integers(n, size=3)] = rng.choice((-1, 1), 3) * rng.uniform(500, 3000, (rows, 3))
     return _rows(rng, x)
@@ -187,7 +187,7 @@ FAMILIES = {
 
 
 def exact(rows, weight_offset=0.0):
-    """Return y without a weight, y, dx and dweight in longdouble."""
+    """Return xhat (y without a weight), y, dx and dweight in longdouble."""
     dy, x, weight = (np.asarray(part, np.longdouble) for part in rows[:3])
     n = x.shape[-1]
     rms = np.sqrt((x * x).sum(axis=-1, keepdims=True) / n + np.longdouble(rows.eps))

@@ -1,7 +1,7 @@
-"""The functions and their arguments, for tests that go through all of them."""
+"""The functions and their arguments, for tests that loop over all of them."""
 
 ROWS, N = 6, 12
-# For each function: its arrays, by argument, in the shape (ROWS, N), (N,) or, in float64, (ROWS,).
+# The array arguments of each function: of shape (ROWS, N), (N,) and, in float64, (ROWS,).
 MATRICES = {
     "rms_norm": ("x", "out"),
     "rms_norm_backward": ("dy", "x", "dx"),
@@ -73,7 +73,7 @@ CALLS = [(f, False) for f in FUNCTIONS] + [(f, True) for f in ACCUMULATE]
 
 
 def beside(function, name, shape):
-    """Return the shape of an array argument beside an x of this shape."""
+    """Return the shape that an array argument needs if x has this shape."""
     if name in SUMS[function]:
         return shape[:-1]
     return shape if name in MATRICES[function] else shape[-1:]

@@ -1,6 +1,6 @@
 """Every function against the float64 reference, within the bounds that fastrms.check states.
 
-The oracle is float64: at most 2**-29 ulp of float32 off, which the bounds do not notice.
+The oracle is float64, whose own error, 2**-29 ulp of float32 at most, is negligible.
 """
 
 from typing import NamedTuple
@@ -54,7 +54,7 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope="module", params=GRID, ids="{0[0]}x{0[1]}".format)
 def case(request):
-    """Compute the reference once for each shape; the compiled functions then run many times."""
+    """Compute the reference once for each shape, for all the tests that use it."""
     rng = np.random.default_rng(request.param)
     shape = request.param
     x, dy, residual = (rng.standard_normal(shape, dtype=np.float32) for _ in range(3))
@@ -76,13 +76,13 @@ def _sample(rng, distribution, shape, scale):
     """Return float32 rows of a distribution, clipped to the finite range, none of them zero."""
     values = DISTRIBUTIONS[distribution](rng, shape) * scale
     x = np.clip(values, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
-    # A zero row is no question of accuracy.
+    # A row of zeros has no accuracy to test.
     x[..., 0] = np.maximum(np.abs(x[..., 0]), SMALLEST)
     return x
 
 
 def _weight(rng, kind, n):
-    """Return weight and weight_offset: those of Llama, of Gemma (weight - 1), or none."""
+    """Return weight and weight_offset: as in Llama, as in Gemma (weight - 1), or none."""
     if kind == "none":
         return None, 0.0
     return rng.standard_normal(n, dtype=np.float32), float(kind == "offset")
@@ -97,7 +97,7 @@ def _assert_backward(dx, dweight, dy, x, weight, eps, weight_offset=0.0):
         dy, x, weight, eps, weight_offset=weight_offset
     )
     factor = None if weight is None else np.float32(weight_offset) + weight
-    with np.errstate(over="ignore"):  # a true gradient may lie beyond float32: then inf is right
+    with np.errstate(over="ignore"):  # where the exact gradient overflows float32, Inf is right
         assert dx_error(dx, exact_dx, dy, x, factor, eps) <= DX
         if weight is None:
             assert dweight is None
@@ -130,11 +130,11 @@ def test_grid_residual_add(case, isa, threads):
 
 
 def test_large_forward(rng, threads):
-    """Long rows and many of them, out of every cache: where streaming stores take over."""
+    """Use arrays larger than every cache, where streaming stores take over."""
     x = rng.standard_normal((199, 65536), dtype=np.float32)
     weight = rng.standard_normal(65536, dtype=np.float32)
     y = fastrms.rms_norm(x, weight)
-    for rows in np.split(np.arange(len(x)), [50, 100, 150]):  # a float64 copy of all is too much
+    for rows in np.split(np.arange(len(x)), [50, 100, 150]):  # a float64 copy of all is too large
         assert ulps(y[rows], reference.rms_norm(x[rows], weight)) <= FORWARD_ULP
 
 
@@ -158,7 +158,7 @@ def test_distributions(isa, rng, distribution, scale, eps, kind, n):
 @pytest.mark.parametrize("weight_scale", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("scale", SCALES)
 def test_scales_of_every_input(isa, rng, scale, weight_scale, dy_scale):
-    """Products such as dy * weight leave float32's range where the result does not."""
+    """Products such as dy * weight leave float32's range although the result does not."""
     x = _sample(rng, "normal", (5, 100), scale)
     dy = _sample(rng, "normal", x.shape, dy_scale)
     weight = _sample(rng, "normal", x.shape[-1:], weight_scale)
@@ -172,7 +172,7 @@ def test_scales_of_every_input(isa, rng, scale, weight_scale, dy_scale):
 @pytest.mark.parametrize("outlier", [1e10, 1e30, 3e38])
 @pytest.mark.parametrize("n", [2, 17, 300])
 def test_small_elements_beside_an_outlier(isa, rng, n, outlier):
-    """x / rms is subnormal there, and a large weight brings it back: no bit may be lost."""
+    """x / rms is subnormal, but y under a large weight is not: no bit may be lost."""
     x = rng.standard_normal((4, n), dtype=np.float32) * np.float32(1e-10)
     x[:, 0] = outlier
     weight = np.full(n, 1e30, np.float32)
@@ -183,7 +183,7 @@ def test_small_elements_beside_an_outlier(isa, rng, n, outlier):
 @pytest.mark.parametrize("n", [2, 40])
 @pytest.mark.parametrize("weight", [1.0, 3.9, 4.1, 7.9, 1e13, 2e13])
 def test_weight_above_subnormal_elements(isa, weight, n):
-    """Around the weights beyond which 1 / rms is scaled, 2, or the row goes by float64, 2**44."""
+    """Cross two limits on weight: above 2, 1 / rms is scaled; above 2**44, float64 takes over."""
     x = np.ones((300, n), np.float32)
     x[:, 0] = SMALLEST * np.arange(300, dtype=np.float32)
     weight = np.full(n, weight, np.float32)
@@ -191,7 +191,7 @@ def test_weight_above_subnormal_elements(isa, weight, n):
 
 
 def test_one_large_weight(isa):
-    """Wherever it is: one element of weight decides how the whole of it is multiplied."""
+    """One large weight, in any column, changes the path of every row."""
     for column in range(200):
         x, weight = np.ones(200, np.float32), np.ones(200, np.float32)
         x[column], weight[column] = 1e-44, 1e12
@@ -200,7 +200,7 @@ def test_one_large_weight(isa):
 
 @pytest.mark.parametrize("weight_offset", [1.0, 0.1, -3.7, 1e-8])
 def test_weight_that_cancels_its_offset(isa, rng, weight_offset):
-    """weight_offset is a double: rounded to float32 it would lose the sum where weight cancels."""
+    """weight_offset stays a double: in float32 it would lose the sum where weight cancels it."""
     x = rng.standard_normal((3, 64), dtype=np.float32)
     weight = np.full(64, -weight_offset, np.float32)
     weight[::2] *= np.float32(1 + 2.0**-20)
@@ -214,7 +214,7 @@ def test_weight_that_cancels_its_offset(isa, rng, weight_offset):
 
 @pytest.mark.parametrize("largest", [-1, 1, 23, 44, 127])
 def test_one_plus_weights_of_every_size(isa, rng, largest):
-    """Up to 2**44 a weight and the offset are multiplied and added at once; beyond in float64."""
+    """Up to 2**44, weight / rms + 1 / rms is one fused multiply-add; beyond, float64 takes over."""
     powers = np.ldexp(np.float32(1), np.arange(-149, largest + 1))
     sizes = np.concatenate([powers, np.nextafter(powers, np.float32(0)), powers * np.float32(0.75)])
     between = np.ldexp(rng.uniform(0.5, 1, 1000), rng.integers(-30, largest, 1000))
@@ -240,7 +240,7 @@ def test_eps(isa, rng, scale, eps):
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_accumulate(isa, rng, kind):
-    """The sum is what np.add gives, so the result's bound and one rounding are its bound."""
+    """The sum is np.add's, so its error is within the result's bound plus one rounding."""
     x, dy, skip = (rng.standard_normal((17, 100), dtype=np.float32) for _ in range(3))
     weight, weight_offset = _weight(rng, kind, 100)
     options = {"weight": weight, "weight_offset": weight_offset}

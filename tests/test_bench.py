@@ -1,6 +1,6 @@
-"""A tiny run of all of `fastrms bench` and of bench/: what it prints, writes, and refuses.
+"""Tiny runs of `fastrms bench` and of the scripts in bench/: output, files and errors.
 
-Nothing here asserts a time. The runs share their records, because every run costs a process.
+No test asserts a time. Tests share one run where they can, because every run starts processes.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def bench(*args, **more):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """One run of every op, with a record and a picture."""
+    """Run every op once, and write a record and a picture."""
     folder = tmp_path_factory.mktemp("bench")
     done = bench(
         *TINY, "--shape", "1x64", "--op", "all", "--threads", "1", "--threads", "2",
@@ -60,7 +60,7 @@ def test_the_record_fits_its_schema_and_holds_every_row(tiny):
 def test_piped_output_is_plain_and_prints_rows_and_byte_models(tiny):
     _, text, record = tiny
     assert text.isascii()
-    tables = 2 if record["peers"] else 1  # the second one is beside what is installed here
+    tables = 2 if record["peers"] else 1  # the second one is for the installed peers
     assert text.count("  3x33  ") == len(cases.OPS) * 2 * tables
     for op in cases.OPS.values():
         assert op.model() in text
@@ -82,9 +82,9 @@ def test_one_shape_shows_the_floor_and_no_cache_is_clipped(tiny, tmp_path, monke
     monkeypatch.setattr(plot.plt, "close", figures.append)
     record = copy.deepcopy(tiny[2])
     record["rows"] = [row for row in record["rows"] if (row["n"], row["op"]) == (64, "forward")]
-    record["rows"][0]["data"] = "outlier"  # one of two threads: a picture is of one kind of data
+    record["rows"][0]["data"] = "outlier"  # leaves the other row out of the picture
     (size,) = {row["working_set_bytes"] for row in record["rows"]}
-    # At the left edge, where a name does not fit before the line, and at the right one.
+    # One line at the left edge, where its name does not fit on its left, and one at the right edge.
     sides = [{"level": level, "bytes": int(size * x)} for level, x in ((1, 0.96), (2, 1.04))]
     record["machine"]["caches"] = sides
     plot.draw(record, tmp_path / "one.png")
@@ -165,7 +165,7 @@ def test_a_pipe_needs_no_rich_and_a_missing_extra_is_named(tmp_path):
 
 def test_ctrl_c_keeps_what_was_measured(tmp_path):
     shapes = [part for n in range(1, 400) for part in ("--shape", f"1x{n}")]
-    # A shell's background job, which this may be part of, starts its children deaf to SIGINT.
+    # Restore the handler: if this runs in a shell's background job, its children ignore SIGINT.
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from fastrms.__main__ import main; sys.exit(main())"
@@ -219,7 +219,7 @@ def test_an_outlier_row_and_an_offset_weight(inplace):
     for call in (calls.ours(case), calls.numpy(case)):
         assert case.error(call) < 1e-6
     without = cases.Case("forward", 7, 64, inplace, data="outlier")
-    assert np.abs(case.exact[0] - without.exact[0]).max() < 1e-5  # 1 is in the weight there
+    assert np.abs(case.exact[0] - without.exact[0]).max() < 1e-5  # its weight includes the 1
 
 
 def test_arrays_start_where_the_case_says():
@@ -230,7 +230,7 @@ def test_arrays_start_where_the_case_says():
 
 
 def test_a_peer_in_its_own_process_answers(monkeypatch):
-    """The worker's protocol, with a NumPy call in the place of a peer."""
+    """Speak the worker's protocol, with a NumPy call in place of a peer."""
     import io
 
     from fastrms.bench import peers, rivals
@@ -258,7 +258,7 @@ def test_a_peer_whose_process_dies_is_left_out():
 
 @pytest.fixture
 def numba(monkeypatch):
-    """numba, or where it is not installed its names: the loops are Python's, too."""
+    """Provide numba, or where it is not installed stubs that run its loops as plain Python."""
     try:
         import numba
     except ImportError:
@@ -276,7 +276,7 @@ def test_numba_has_every_op_but_the_offset(numba, op, threads, inplace):
 
     if inplace and op == "fresh":
         pytest.skip("nothing is fresh in place")
-    for rows in (1, 5):  # fewer than threads, and more
+    for rows in (1, 5):  # fewer rows than threads, and more
         case = cases.Case(op, rows, 40, inplace)
         assert case.error(peers.build("numba", case, threads)) < 1e-6
 

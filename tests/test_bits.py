@@ -1,7 +1,7 @@
 """One row, one answer: results are compared as bytes, never within a tolerance.
 
-A row's result may depend on that row, weight and eps alone: not on the batch, the place in it, the
-threads, the instruction set, the strides, nor on whether the call was fused or in place.
+A row's result depends only on that row, weight and eps: not on the batch, the row's place in it,
+the threads, the instruction set, the strides, nor on whether the call was fused or in place.
 """
 
 import numpy as np
@@ -12,9 +12,9 @@ from fastrms import _core
 
 from .conftest import SEED
 
-# Vector remainders on both sides, one block, many blocks, more than one thread's worth of work.
+# Both sides of a vector's length, one block, many blocks, enough work for several threads.
 SHAPES = ((1, 1), (3, 7), (5, 64), (17, 65), (199, 129), (40, 4096), (1031, 129))
-# Plain values, and those whose squares overflow or vanish in float32.
+# Plain values, and values whose squares underflow or overflow in float32.
 SCALES = (1e-45, 1.0, 1e38)
 EPS = (0.0, 1e-5)
 
@@ -60,7 +60,7 @@ def test_instruction_sets_and_threads(restore, shape, scaled, draw, eps):
 
 @pytest.mark.parametrize("largest", [1, 8])
 def test_forward_rounds_where_numerics_says(isa, draw, largest):
-    """The steps of docs/numerics.md, by NumPy: weights by either path, and 1 + weight."""
+    """Repeat the steps of docs/numerics.md in NumPy: both paths of weights, and 1 + weight."""
     x, weight = draw(5, 129), draw(129)
     weight[3] = largest
     mean = np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)
@@ -73,7 +73,7 @@ def test_forward_rounds_where_numerics_says(isa, draw, largest):
 
 
 def test_one_plus_weights_halfway_between_floats(isa):
-    """weight / rms + 1 / rms is rounded once, also where float64 rounds it to halfway."""
+    """weight / rms + 1 / rms is rounded once, even where float64 rounds it to a midpoint."""
     rms = np.random.default_rng(SEED).uniform(0.5, 2, (300, 1)).astype(np.float32)
     inv_rms = (1 / np.sqrt(rms.astype(np.float64) ** 2 + 1e-5)).astype(np.float32)
     weight = (np.spacing(inv_rms) * (np.arange(-12, 12) + 0.5) / inv_rms).astype(np.float32).ravel()
@@ -91,7 +91,7 @@ def test_one_plus_weights_halfway_between_floats(isa):
 
 @pytest.mark.parametrize("special", [np.nan, -np.nan, np.inf, -np.inf])
 def test_instruction_sets_on_nan_and_inf(restore, draw, special):
-    """The sign of a NaN is a bit like any other."""
+    """The sign of a NaN must agree too."""
     x, residual, dy, weight = draw(3, 67), draw(3, 67), draw(3, 67), draw(67)
     x[1, 5] = residual[2, 40] = dy[0, 66] = special
     seen = {}
@@ -103,7 +103,7 @@ def test_instruction_sets_on_nan_and_inf(restore, draw, special):
 
 
 def test_batch_and_position(isa, threads, shape, scaled, draw):
-    """Each row alone gives what it gives in the batch, and in the batch turned round."""
+    """A row gives the same bits alone, in the batch, and in the reversed batch."""
     x, dy, weight = scaled(*shape), draw(*shape), draw(shape[-1])
     y = fastrms.rms_norm(x, weight)
     dx, _ = fastrms.rms_norm_backward(dy, x, weight)
@@ -115,7 +115,7 @@ def test_batch_and_position(isa, threads, shape, scaled, draw):
 
 
 def test_neighbours_do_not_matter(isa, draw):
-    """A row that goes by float64 leaves the row beside it as it was."""
+    """A row that needs float64 changes no bit of the rows beside it."""
     x, dy, weight = draw(9, 100), draw(9, 100), draw(100)
     y = fastrms.rms_norm(x, weight)
     dx, _ = fastrms.rms_norm_backward(dy, x, weight)
@@ -127,7 +127,7 @@ def test_neighbours_do_not_matter(isa, draw):
 
 
 def test_outliers_in_a_batch(isa, draw):
-    """A row with one element up to 20 times as large has the bits that it has alone."""
+    """A row with one element up to 20 times as large gives the same bits in a batch as alone."""
     x, rows = draw(200, 100), np.arange(200)
     x[rows, rows % 100] *= np.linspace(1, 20, 200, dtype=np.float32)
     y = fastrms.rms_norm(x)
@@ -135,7 +135,7 @@ def test_outliers_in_a_batch(isa, draw):
 
 
 def test_shape_of_the_batch(isa, threads, draw):
-    """Leading axes are only a way to count rows."""
+    """How the leading axes divide the rows changes no bit."""
     x, dy, weight = draw(120, 33), draw(120, 33), draw(33)
     y = fastrms.rms_norm(x, weight)
     dx, dweight = fastrms.rms_norm_backward(dy, x, weight)
@@ -171,7 +171,7 @@ def test_in_place(isa, threads, shape, scaled, draw):
 
 
 def test_out_of_place_into_a_buffer(isa, threads, shape, scaled, draw):
-    """A buffer that is passed gets what a new result gets, whatever it held."""
+    """A buffer that is passed receives the bits of a new result, whatever it held before."""
     x, dy, weight = scaled(*shape), draw(*shape), draw(shape[-1])
     out = np.full(shape, np.nan, np.float32)
     assert fastrms.rms_norm(x, weight, out=out).tobytes() == fastrms.rms_norm(x, weight).tobytes()
@@ -216,7 +216,7 @@ def test_accumulate_is_a_separate_add(isa, threads, shape, scaled, draw, weighte
 
 @pytest.mark.parametrize("passed", [("dx",), ("dweight",), ("dx", "dweight")], ids="+".join)
 def test_accumulate_into_the_buffers_that_are_passed(isa, threads, shape, draw, passed):
-    """Each buffer alone: the one that is not passed is new, and no sum."""
+    """Add into the buffers that are passed; a gradient without a buffer is a new array."""
     x, dy, weight = draw(*shape), draw(*shape), draw(shape[-1])
     new = dict(zip(("dx", "dweight"), fastrms.rms_norm_backward(dy, x, weight), strict=True))
     held = {name: draw(*new[name].shape) for name in passed}
@@ -229,7 +229,7 @@ def test_accumulate_into_the_buffers_that_are_passed(isa, threads, shape, draw, 
 
 @pytest.mark.parametrize("name", ["dx", "dweight"])
 def test_accumulate_into_one_of_two(isa, threads, shape, draw, name):
-    """The other is overwritten."""
+    """Add into the named buffer alone; the other is overwritten."""
     x, dy, weight = draw(*shape), draw(*shape), draw(shape[-1])
     expected = dict(zip(("dx", "dweight"), fastrms.rms_norm_backward(dy, x, weight), strict=True))
     held = {name: draw(*array.shape) for name, array in expected.items()}
@@ -240,14 +240,14 @@ def test_accumulate_into_one_of_two(isa, threads, shape, draw, name):
 
 
 def test_accumulate_onto_itself(isa, draw):
-    """With out is x, `out += y` is the whole post-norm residual x + norm(x)."""
+    """With out=x, `out += y` computes all of the post-norm residual x + norm(x)."""
     x, weight = draw(17, 100), draw(100)
     expected = np.add(x, fastrms.rms_norm(x, weight))
     assert fastrms.rms_norm(x, weight, out=x, accumulate=True).tobytes() == expected.tobytes()
 
 
 def test_dweight_sums_in_a_fixed_order(isa, threads, draw):
-    """Strides and reuse of a buffer change nothing in a sum over many blocks of rows."""
+    """Strides and a reused buffer do not change a sum over many blocks of rows."""
     x, dy, weight = draw(2053, 65), draw(2053, 65), draw(65)
     _, dweight = fastrms.rms_norm_backward(dy, x, weight)
     wide = np.zeros((2, 2053, 130), np.float32)[:, ::-1, ::2]
@@ -258,14 +258,14 @@ def test_dweight_sums_in_a_fixed_order(isa, threads, draw):
 
 @pytest.fixture
 def caches():
-    """Return a function that takes the caches to be others, until the test ends."""
+    """Return a function that overrides the cache sizes, until the test ends."""
     previous = _core.set_caches(1 << 15, 1 << 20, 1 << 24, False)
     yield _core.set_caches
     _core.set_caches(*previous)
 
 
 def _written_into(out, x, other, weight):
-    """Return the bytes that the functions with a large output write there, and beside it."""
+    """Return the bytes of all outputs of the functions that can write into `out`."""
     stream = other.copy()
     calls = (
         lambda: [fastrms.rms_norm(x, weight, out=out)],
@@ -277,13 +277,13 @@ def _written_into(out, x, other, weight):
     return [result.tobytes() for call in calls for result in call()]
 
 
-# Rows that begin anywhere within a cache line, shorter and longer than a pass holds.
+# Rows that start anywhere within a cache line, some too long for a batch of rows.
 @pytest.mark.parametrize(("rows", "n"), [(290, 31), (71, 128), (40, 576), (9, 5003), (3, 30_001)])
 @pytest.mark.parametrize("start", [0, 1, 16])
 @pytest.mark.parametrize("level", [0, 1 << 15, 1 << 24])
 @pytest.mark.parametrize(("stream_bytes", "fetches"), [(0, False), (0, True), (1 << 40, True)])
 def test_caches_change_no_bit(isa, caches, draw, rows, n, start, level, stream_bytes, fetches):
-    """Streamed or not, whatever the caches are taken to be; and results end where they should."""
+    """Neither cache sizes nor streaming change a bit, and no store leaves the output."""
     x, other, weight = draw(rows, n), draw(rows, n), draw(n)
     caches(1 << 15, 1 << 20, 1 << 40, False)
     expected = _written_into(np.empty_like(x), x, other, weight)
@@ -298,7 +298,7 @@ def test_caches_change_no_bit(isa, caches, draw, rows, n, start, level, stream_b
 
 @pytest.mark.parametrize(("rows", "n"), [(290_000, 31), (3, 3_000_001)])
 def test_pieces_between_signals(isa, draw, rows, n):
-    """Large calls look up for Ctrl-C; their rows have the bits that they have a few at a time."""
+    """Large calls run in pieces, to check for signals; their rows have the bits of small calls."""
     x, dy, weight = draw(rows, n), draw(rows, n), draw(n)
     few = slice(rows // 3, rows // 3 + max(1, 40_000 // n))
     y = fastrms.rms_norm(x, weight)
@@ -309,7 +309,7 @@ def test_pieces_between_signals(isa, draw, rows, n):
 
 
 def test_repeated_calls(threads, draw):
-    """Threads finish in any order; the answer does not."""
+    """Threads finish in any order; the result is always the same."""
     x, dy, weight = draw(1031, 129), draw(1031, 129), draw(129)
     results = {
         b"".join(result.tobytes() for result in fastrms.rms_norm_backward(dy, x, weight))

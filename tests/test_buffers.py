@@ -1,4 +1,4 @@
-"""What fastrms takes and gives: buffers, subclasses, empty arrays, new results, inputs kept."""
+"""Arguments and results: buffers, subclasses, empty arrays, new results, unchanged inputs."""
 
 import array
 import ctypes
@@ -11,7 +11,7 @@ import fastrms
 from .signatures import ACCUMULATE, ARGUMENTS_OF, FUNCTIONS, OUTPUTS, REQUIRED, RETURNED, ROWS, N
 
 
-# Every kind of call leaves its inputs alone: all but the outputs, and those that are not passed.
+# No call changes its inputs, which are all the arguments but the outputs.
 @pytest.mark.parametrize("passed", [True, False])
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("accumulate", [True, False])
@@ -32,7 +32,7 @@ def test_inputs_unchanged(arrays, unchanged, function, accumulate, weighted, pas
 
 
 def _buffers(kind, values):
-    """Return a writable float32 buffer that is no ndarray, holding values."""
+    """Return a writeable float32 buffer of these values that is not an ndarray."""
     if kind == "array":
         return array.array("f", values.ravel().tolist())
     if kind == "memoryview":
@@ -49,7 +49,7 @@ FLAT = ("array", "memoryview", "ctypes")
 @pytest.mark.parametrize("kind", FLAT)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_buffers_in_and_out(arrays, unchanged, function, kind):
-    """Zero-copy both ways: the result is in the buffer that was passed, which comes back itself."""
+    """Nothing is copied: a call writes into the buffer that is passed, and returns that object."""
     values = arrays(function, N)
     buffers = {name: np.array(value) for name, value in values.items()}
     buffers |= {name: _buffers(kind, values[name]) for name in ARGUMENTS_OF[function]}
@@ -82,7 +82,7 @@ def test_new_result_of_a_buffer_is_an_ndarray(draw, kind):
 
 
 class Tagged(np.ndarray):
-    """A subclass that would notice if fastrms let it take part."""
+    """A subclass that fails the test if a result goes through its __array_wrap__."""
 
     def __array_finalize__(self, source):
         self.tag = getattr(source, "tag", None)
@@ -130,7 +130,7 @@ def test_subclass_out(draw, tmp_path, subclass):
 @pytest.mark.parametrize("layout", ["C", "F", "strided"])
 @pytest.mark.parametrize("shape", [(N,), (ROWS, N), (2, 3, N), (2, 1, 3, 2, N)])
 def test_new_results(draw, shape, layout):
-    """Plain, C-contiguous, owned by nobody else, of the shape of x."""
+    """New results are plain, C-contiguous, of the shape of x, and share no memory with it."""
     x, dy, weight = draw(*shape), draw(*shape), draw(N)
     if layout == "strided":
         x = np.repeat(x, 2, axis=-1)[..., ::2]

@@ -1,4 +1,4 @@
-"""The C interface of fastrms.h, called through ctypes: the bits of the Python calls."""
+"""The C interface of fastrms.h, called through ctypes, gives the bits of the Python calls."""
 
 import sys
 
@@ -19,12 +19,12 @@ THREADS = pytest.mark.parametrize("shared", [True, False], ids=["pool", "here"])
 
 @pytest.fixture
 def three_threads(restore):
-    """Let the pool take part in the smallest call that may use it."""
+    """Use three threads, even for the smallest call."""
     fastrms.set_num_threads(3)
 
 
 def spread(array, gap, turn=1):
-    """Return the rows of an array in memory of their own, `gap` floats apart, maybe backwards."""
+    """Return a copy with `gap` NaNs between its rows, in reverse order if turn is -1."""
     rows, n = array.shape
     memory = np.full((rows, n + gap), np.nan, np.float32)[::turn, :n]
     memory[...] = array
@@ -97,7 +97,7 @@ def test_rms_norm_backward(
 
 
 def python_backward(given, weight, dweight, into, offset, accumulate):
-    """Return the bytes of dx and dweight, each added to by a flag of its own."""
+    """Return the bytes of dx and dweight from Python, with the accumulate flags of C."""
     given = {name: array.copy() for name, array in given.items()}
     dx, total = given[into], None if dweight is None else dweight.copy()
     options = {"weight_offset": offset}
@@ -163,14 +163,14 @@ def test_the_functions_of_a_split_axis(isa, three_threads, draw, shape, weighted
 
 
 def test_a_broadcast_input(draw):
-    """An input's rows may be one row."""
+    """An input of stride 0 repeats one row."""
     x, out = draw(64), np.empty((5, 64), np.float32)
     assert functions.rms_norm(at(x), 0, None, at(out), 64, 5, 64, 1e-5, 0.0, 0, 1) == OK
     assert (out == fastrms.rms_norm(x)).all()
 
 
 def test_in_groups_of_blocks(three_threads, draw):
-    """Rows so long that not all blocks run side by side, with memory for all."""
+    """Rows are so long that not all blocks run at once, although scratch has room for all."""
     rows, n = 70, 300_000
     dy, x, weight, dweight = draw(rows, n), draw(rows, n), draw(n), np.empty(n, np.float32)
     scratch, used = scratch_of(rows, n, 0)
@@ -186,7 +186,7 @@ def test_in_groups_of_blocks(three_threads, draw):
 
 @pytest.mark.parametrize(("rows", "n"), [(0, 5), (4, 0), (0, 0)])
 def test_empty(rows, n):
-    """Pointers may be anything; dweight of no rows, and sums of no columns, are zeros."""
+    """Pointers to empty arrays may be invalid; dweight of no rows, sums of no columns are zeros."""
     weight, total, sums = np.ones(n, np.float32), np.ones(n, np.float32), np.ones(rows)
     scratch, _ = scratch_of(rows, n, 1)
     numbers = (rows, n, 1e-5, 0.0)
@@ -233,6 +233,6 @@ for threads in (1, 0):
 @pytest.mark.skipif(not _core.build_info()["pool"], reason="there is no pool")
 @pytest.mark.parametrize("name", ["forward", "backward"])
 def test_threads_of_a_call(python, name):
-    """1 stays on the calling thread, 0 starts the pool."""
+    """threads = 1 stays on the calling thread, threads = 0 starts the pool."""
     done = python(STARTED.replace("NAME", repr(name)))
     assert done.stdout.split() == ["0", "1"], done.stderr

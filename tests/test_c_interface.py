@@ -1,5 +1,5 @@
-"""The C interface of fastrms.h: a code for each refusal, with nothing written, the same frozen
-signatures in header and .pxd, and an ImportError for another version.
+"""The C interface of fastrms.h: an error code for each bad call, which writes nothing; frozen
+signatures, the same in header and .pxd; an ImportError for another version.
 """
 
 import ctypes
@@ -70,7 +70,7 @@ def memory_for(draw, function):
 
 
 def call(function, memory, changes):
-    """Call with good arguments but for `changes`; for an address, what is added to it."""
+    """Call with valid arguments but for `changes`; the change of an address is added to it."""
     arguments = []
     for name in NAMES[function]:
         value = GOOD.get(name, N if name.endswith("_stride") else None)
@@ -107,7 +107,7 @@ def test_refusals(draw, function, name, value, code):
     ],
 )
 def test_the_largest_sizes(rows, n, code):
-    """Of arrays that are nowhere: those not too large are found to be NULL."""
+    """Sizes are checked before pointers: with valid sizes, the error is that of NULL."""
     assert functions.residual_add(None, n, None, n, rows, n, 1.0, 1) == code
 
 
@@ -153,8 +153,8 @@ def test_no_scratch_for_bad_sizes(sizes):
 
 # ---- the interface ----------------------------------------------------------------------------
 
-# Frozen: p an address, l ptrdiff_t, d double, i int, z size_t; the result first. To change one is
-# another FASTRMS_API_VERSION, to add one at the end is not.
+# Frozen, the result first: p an address, l ptrdiff_t, d double, i int, z size_t. A change needs a
+# new FASTRMS_API_VERSION, a function added at the end does not.
 FROZEN = {
     "rms_norm": "iplpplllddii",
     "add_rms_norm": "iplplpplllddi",
@@ -176,7 +176,7 @@ LETTERS = {
 
 
 def plain(text):
-    """C or Cython without comments, and without the blanks that only lay it out."""
+    """Strip comments and insignificant blanks from C or Cython."""
     text = re.sub(r"/\*.*?\*/|#.*", "", text, flags=re.DOTALL if "/*" in text else 0)
     return re.sub(r"\s*([(),*;])\s*", r"\1", re.sub(r"\s+", " ", text))
 
@@ -205,7 +205,7 @@ def test_header_and_pxd_say_the_same():
 
 
 def test_arguments_have_the_names_of_python():
-    """But for sizes, strides, scratch and threads, which Python has not."""
+    """C has the same names, and besides sizes, strides, scratch and threads."""
     for function in CALLS:
         here = [name for name in NAMES[function] if not name.endswith("_stride")]
         here = [name for name in here if name not in ("rows", "n", "scratch", "threads")]
@@ -214,7 +214,7 @@ def test_arguments_have_the_names_of_python():
 
 
 def test_the_floating_point_state_is_left_alone():
-    """Flush-to-zero changes no bit; tests/test_fp_state.py has the states."""
+    """A call neither uses nor changes the caller's state; test_fp_state.py defines the states."""
     from .test_fp_state import STATES, _state
 
     x, out = np.full((2, 8), 1e-42, np.float32), np.empty((2, 8), np.float32)
@@ -242,7 +242,7 @@ static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT, .m_name = "c_module", .m_size = -1, .m_methods = methods};
 PyMODINIT_FUNC PyInit_c_module(void) {
     PyObject *made = PyModule_Create(&module);
-#ifdef Py_GIL_DISABLED /* or the GIL would come on for all tests that follow */
+#ifdef Py_GIL_DISABLED /* or the import turns the GIL on for all later tests */
     if (made) PyUnstable_Module_SetGIL(made, Py_MOD_GIL_NOT_USED);
 #endif
     return made;
@@ -252,7 +252,7 @@ PyMODINIT_FUNC PyInit_c_module(void) {
 
 @pytest.fixture(scope="module")
 def c_module(tmp_path_factory):
-    """A module in C, compiled against the header."""
+    """Compile a C module against the header, and import it."""
     if not shutil.which("gcc"):
         pytest.skip("needs gcc, to compile a module in C")
     folder = tmp_path_factory.mktemp("c_module")
@@ -285,6 +285,6 @@ def test_another_version_is_an_import_error(c_module, monkeypatch, field, change
 
 
 def test_a_larger_struct_serves(c_module, monkeypatch):
-    """A later release adds functions at the end."""
+    """A later release may add functions at the end of the struct."""
     monkeypatch.setattr(functions, "size", functions.size + 8)
     c_module.norm()

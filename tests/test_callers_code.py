@@ -1,6 +1,6 @@
 """Arguments whose conversion runs the caller's code, which changes the arrays of the same call.
 
-Such a call must do what it would have done with the arrays as that code left them.
+Such a call must behave as if that code had run before it.
 """
 
 import gc
@@ -14,16 +14,16 @@ import fastrms
 
 from .signatures import ARGUMENTS, FUNCTIONS, MATRICES, NUMBER_ARGUMENTS, SUM_ARGUMENTS, N
 
-# NumPy 2.5 deprecates what this file is about.
+# NumPy 2.5 deprecates setting the shape or dtype of an array, as these tests do.
 pytestmark = pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
-# Were n read before the change: (1, n) would become n rows of n, (n, 1) one row of 1.
+# If n were read before the change, (1, n) would pass for n rows of n, (n, 1) for one row of 1.
 SHAPES = [(1, N), (N, 1), (2, N // 2)]
 SCALARS = [*NUMBER_ARGUMENTS, ("rms_scale", "size"), ("rms_scale_backward", "size")]
 VALUES = {"eps": 1e-5, "weight_offset": 0.5, "scale": 0.5, "size": 10 * N}
 
 
 def _flat(array):
-    """Give a matrix another shape, in place: rows of 1, or one row."""
+    """Reshape a matrix in place: into rows of one element, or into one row."""
     array.shape = (array.size, 1) if array.shape[-1] > 1 else (1, array.size)
 
 
@@ -39,7 +39,7 @@ CHANGES = pytest.mark.parametrize("change", [_flat, _as_bytes, _read_only])
 
 
 class Number:
-    """A number that runs code as it is converted."""
+    """A number that runs code when it is converted."""
 
     def __init__(self, value, code):
         self.value, self.code = value, code
@@ -54,7 +54,7 @@ class Number:
 
 
 class Claims(np.ndarray):
-    """An array that runs code when it is asked for its class."""
+    """An array that runs code when its class is read."""
 
     code = staticmethod(lambda: None)
 
@@ -65,7 +65,7 @@ class Claims(np.ndarray):
 
 
 class Exporter:
-    """A buffer that runs code as it is exported, and as it is released (Python 3.12)."""
+    """A buffer that runs code when it is exported, and when it is released (Python 3.12)."""
 
     def __init__(self, array, code):
         self.array, self.code = array, code
@@ -79,7 +79,7 @@ class Exporter:
 
 
 def _outcome(function, arguments):
-    """Return what a call raises, or the bytes of what it returns, with shapes."""
+    """Return the exception of a call, or the shapes and bytes of its results."""
     try:
         results = getattr(fastrms, function)(**arguments)
     except (TypeError, ValueError) as error:
@@ -93,7 +93,7 @@ def _copies(arguments):
 
 
 def _check(function, arguments, changed, change, name, wrap):
-    """Compare a call whose argument `name` changes others with one on arrays changed before."""
+    """Compare a call whose argument `name` changes others with a call after those changes."""
     before, during = _copies(arguments), _copies(arguments)
 
     def code():
@@ -156,8 +156,8 @@ def test_exporter(arrays, function, name, shape, change):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_plain_arrays_run_no_python_code(arrays, function):
-    """Not even where outputs lie between the rows of inputs, and NumPy has to say whether they
-    share memory: a signal's handler runs wherever Python code does."""
+    """A call runs no Python code, in which a signal handler could run. Outputs lie between the rows
+    of inputs, so that NumPy has to tell whether they share memory."""
     memory = np.ones((3, 3, N), np.float32)
     matrices = {name: memory[:, k] for k, name in enumerate(MATRICES[function])}
     arguments = arrays(function, 3, N) | matrices
@@ -170,9 +170,9 @@ def test_plain_arrays_run_no_python_code(arrays, function):
     assert not [name for event, name in frames if event == "call"]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="a call has to turn it off there")
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="before 3.12 a call turns the collector off")
 def test_the_garbage_collector_is_left_on(draw):
-    """Were it off for the time of a call, another thread's gc.disable() could come to nothing."""
+    """If a call turned it off and on again, it could undo another thread's gc.disable()."""
     lanes = draw(64, 2, N)  # outputs between the rows of inputs, as above
     done = threading.Event()
 

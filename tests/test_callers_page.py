@@ -1,4 +1,4 @@
-"""docs/callers.md: its Python blocks run, its C block compiles, its Cython block is Cython."""
+"""docs/callers.md: its Python blocks run, its C and Cython blocks compile."""
 
 import re
 import shutil

@@ -9,7 +9,7 @@ from fastrms import _core, check, reference
 
 @pytest.fixture
 def report(monkeypatch, capsys):
-    """Return a function that runs a small check: its exit code, and what it printed."""
+    """Return a function that runs a small check and returns its exit code and its output."""
     monkeypatch.setattr(check, "SHAPES", ((3, 7), (5, 129)))
 
     def run():

@@ -18,21 +18,21 @@ TINY = {
     "bench": ("bench", "--shape", "1x8", "--op", "forward", "--rounds", "1"),
     "demo": ("demo", "depth", "--layers", "2"),
 }
-# With a short check: it runs on every instruction set and thread count as it is.
+# With a short check, since it runs on every instruction set and thread count.
 COMMAND = (
     sys.executable,
     "-c",
     "import sys; from fastrms import check; check.SHAPES = ((3, 7),)\n"
     "from fastrms.__main__ import main; sys.exit(main())",
 )
-# As a user's Python is: what is left to write at exit has to fail well, too.
+# Buffered, as a user's Python is: the write at exit must report its error well, too.
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 every_command = pytest.mark.parametrize("args", TINY.values(), ids=TINY)
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 
 
 def name(args):
-    """Return what a command calls itself."""
+    """Return the name that begins a command's messages."""
     return " ".join(["fastrms", *(args[:2] if args[0] == "demo" else args[:1])])
 
 
@@ -78,7 +78,7 @@ def test_ctrl_c_is_one_line_and_130(monkeypatch, capsys, args):
 
 
 def test_a_signal_ends_check():
-    # A shell's background job, which this may be part of, starts its children deaf to SIGINT.
+    # Restore the handler: if this runs in a shell's background job, its children ignore SIGINT.
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from fastrms.__main__ import main; sys.exit(main(['check']))"

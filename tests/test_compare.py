@@ -1,6 +1,6 @@
-"""`fastrms bench --compare`: what counts as a change, what is refused before anything is measured.
+"""`fastrms bench --compare`: which changes count, which calls fail before any measurement.
 
-The rows are made up: no time is measured here.
+The rows are made up: nothing is timed here.
 """
 
 import copy
@@ -25,19 +25,19 @@ def row(*processes, floor=1.0, trusted=True):
     [
         (row(1, 1, 1), row(2, 2, 2), 0.5, True),
         (row(2, 2, 2), row(1, 1, 1), 2, True),
-        # The floor went its own way, and the time did not change.
+        # The floor changed, the time of fastrms did not.
         (row(1, 1, 1), row(1, 1, 1, floor=0.5), 1, False),
         # The machine is slower as a whole.
         (row(1, 1, 1), row(2, 2, 2, floor=2), 1, False),
         (row(1, 1, 1), row(2, 2, 2, floor=1.92), 0.96, False),
-        # One process of three had bad luck; and three which differ as much as the builds do.
+        # One slow process of three; processes that differ less than the builds, and as much.
         (row(1, 1, 1), row(2, 1, 1), 1, False),
         (row(1, 1, 1.3), row(1.4, 1.4, 1.4), 1 / 1.4, True),
         (row(1, 1, 1.3), row(1.2, 1.4, 1.4), 1 / 1.4, False),
-        # A `?` of either record.
+        # A `?` in either record.
         (row(1, 1, 1, trusted=False), row(2, 2, 2), 0.5, False),
         (row(1, 1, 1), row(2, 2, 2, trusted=False), 0.5, False),
-        # A record of one process, as they were.
+        # An old record, of one process.
         (row(1), row(2, 2, 2), 0.5, True),
     ],
 )
@@ -49,14 +49,14 @@ def test_a_change_counts_beyond_what_processes_of_one_build_show(old, new, ratio
 
 @pytest.fixture
 def old(tmp_path):
-    """A record of this machine, in a file: its protocol is that of today."""
+    """Write a record of this machine, with today's protocol; return the path and the record."""
     plan = options.Plan(ops=("add",), shapes=((3, 33), (5, 64)), threads=(1, 2))
     record = measure.new_record(plan) | {"complete": True}
     sample = json.loads(RECORDS[0].read_text())["rows"][0]
     for rows, n in plan.shapes:
         for threads in plan.threads:
             new = copy.deepcopy(sample) | {"op": "add", "rows": rows, "n": n, "threads": threads}
-            # Three processes that agree, whatever the sample's did.
+            # Three processes that agree, even if the sample's do not.
             ours = new["rivals"]["fastrms"]
             ours["processes_s"] = 3 * [ours["best_s"]]
             record["rows"].append(new | {"trusted": True, "data": "normal"})
@@ -67,7 +67,7 @@ def old(tmp_path):
 
 @pytest.fixture
 def slower(monkeypatch, old):
-    """Today every call of the first row takes twice as long."""
+    """Let a new run take twice as long in the first row."""
 
     def rows(plan, record):
         record["rows"] += copy.deepcopy(old[1]["rows"])

@@ -1,4 +1,4 @@
-"""What fastrms refuses: the type of exception, the name in its message, and nothing changed."""
+"""Invalid calls: the exception's type, the argument's name in its message, nothing changed."""
 
 import array
 
@@ -27,7 +27,7 @@ from .signatures import (
     N,
 )
 
-# What is not an array of native float32, or float64 where that is due: what a right one becomes.
+# Conversions of a valid argument into one of a wrong type.
 WRONG_TYPES = {
     "the other one": lambda a: a.astype(_other(a)),
     "float16": lambda a: a.astype(np.float16),
@@ -71,7 +71,7 @@ WRONG_VECTORS = {
     "a column": lambda a: a[:, None],
     "empty": lambda a: a[:0],
 }
-# sum_squares has no other array with x's columns, so that fewer are as good.
+# sum_squares takes x of any number of columns, since no other array has to match it.
 WRONG_MATRIX_CASES = [
     (function, name, wrong)
     for function, name in MATRIX_ARGUMENTS
@@ -86,7 +86,7 @@ def _other(a):
 
 @pytest.fixture
 def refuse(unchanged):
-    """Return a function that asserts a refusal: its type, the name in it, and nothing written."""
+    """Return a function that asserts the exception of a call, and that no array changes."""
 
     def call(function, arguments, error, match):
         with unchanged(*arguments.values()), pytest.raises(error, match=match) as caught:
@@ -116,13 +116,13 @@ def test_message_says_what_came(arrays, refuse, function, name, came):
 @pytest.mark.parametrize("wrong", ["the other one", "float16", "byte-swapped", "bytes"])
 @pytest.mark.parametrize(("function", "name"), OUTPUT_ARGUMENTS)
 def test_output_is_not_to_be_converted(arrays, refuse, function, name, wrong):
-    """out.astype(...) would be a temporary array: the result would be lost with it."""
+    """The message suggests no out.astype(...), a temporary array that would take the result."""
     arguments = arrays(function)
     wanted = arguments[name].dtype
     arguments[name] = WRONG_TYPES[wrong](arguments[name])
     hint = f"allocate it as {wanted}, and keep it"
     if (wrong, wanted) == ("bytes", np.float64):
-        hint = "float64 numpy.ndarray, got bytes"  # sums are no buffers
+        hint = "float64 numpy.ndarray, got bytes"  # sums must be ndarrays
     refuse(function, arguments, TypeError, rf"\b{name}\b.*{hint}$")
 
 
@@ -139,11 +139,11 @@ def test_input_is_to_be_converted(arrays, refuse, function, name):
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize(("function", "name"), ARGUMENTS + SUM_ARGUMENTS)
 def test_masked_array(arrays, refuse, function, name, mask):
-    """Refused even where nothing is masked yet: the result would have no mask to carry on."""
+    """A masked array is an error even if nothing is masked, as the result would have no mask."""
     arguments = arrays(function)
     arguments[name] = np.ma.masked_array(arguments[name], mask)
-    way_out = r"\.data$" if name in OUTPUTS[function] else r"\.data or .*\.filled"
-    refuse(function, arguments, TypeError, rf"\b{name}\b.*masked.* pass {name}{way_out}")
+    hint = r"\.data$" if name in OUTPUTS[function] else r"\.data or .*\.filled"
+    refuse(function, arguments, TypeError, rf"\b{name}\b.*masked.* pass {name}{hint}")
 
 
 @pytest.mark.parametrize(("function", "name"), REQUIRED_ARGUMENTS)
@@ -153,7 +153,7 @@ def test_none_for_an_array(arrays, refuse, function, name):
 
 @pytest.mark.parametrize(("function", "name", "wrong"), WRONG_MATRIX_CASES)
 def test_wrong_matrix(arrays, refuse, function, name, wrong):
-    """Nothing broadcasts: the message names the array or the one that it disagrees with."""
+    """Nothing broadcasts: the message names one of the two arrays that disagree."""
     arguments = arrays(function)
     arguments[name] = WRONG_MATRICES[wrong](arguments[name])
     named = "|".join(ARGUMENTS_OF[function] + SUMS[function])
@@ -172,7 +172,7 @@ def test_wrong_vector(arrays, refuse, function, name, wrong):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_all_0d(arrays, refuse, function):
-    """0-d everywhere: the shapes agree, and there is no last axis."""
+    """0-d arrays are an error even if all shapes agree: they have no last axis."""
     matrices = dict.fromkeys(MATRICES[function], np.zeros((), np.float32))
     refuse(function, arrays(function) | matrices, ValueError, rf"\b({'|'.join(matrices)})\b.*0-d")
 
@@ -280,7 +280,7 @@ def test_outputs_that_overlap(draw, arrays, refuse, function, first, second, sta
 @pytest.mark.parametrize("n", [1, N])
 @pytest.mark.parametrize("function", ["add_rms_norm", *BACKWARD])
 def test_one_object_as_both_outputs(draw, arrays, refuse, function, n):
-    """One row, so that dx and dweight agree in shape."""
+    """With one row, dx and dweight have the same shape."""
     both = dict.fromkeys(OUTPUTS[function], draw(n))
     refuse(function, arrays(function, n) | both, ValueError, rf"\b{OUTPUTS[function][0]}\b")
 

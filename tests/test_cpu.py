@@ -1,4 +1,4 @@
-"""The CPU as src/cpu.h sees it by cpuid, beside what the kernel of Linux says in /proc/cpuinfo."""
+"""The CPU features that cpuid reports, against those that Linux lists in /proc/cpuinfo."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,14 +14,14 @@ V4 = [*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"]
 
 @pytest.fixture(scope="module")
 def cpu():
-    """Return what Linux says of an x86-64 CPU: it lists no flag that it does not support itself."""
+    """Return /proc/cpuinfo of an x86-64 CPU, without flags that Linux itself does not support."""
     entries = {}
     if CPUINFO.exists():
         for line in CPUINFO.read_text().splitlines():
             name, _, value = line.partition(":")
             entries.setdefault(name.strip(), value.strip())
     if "flags" not in entries:
-        pytest.skip("only Linux on x86-64 says in /proc/cpuinfo what its CPU has")
+        pytest.skip("only Linux on x86-64 lists CPU flags in /proc/cpuinfo")
     return entries
 
 

@@ -1,4 +1,4 @@
-"""examples/cython_block: built against the installed package it runs the block that NumPy does."""
+"""examples/cython_block, built against the installed package, matches the same block in NumPy."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def cython_block(tmp_path_factory):
     shutil.copytree(HERE / "examples/cython_block", folder / "source")
     command = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps"]
     command += ["--no-index", "--target", folder / "built", folder / "source"]
-    package = str(Path(fastrms.__file__).parents[1])  # of a checkout, where it is not installed
+    package = str(Path(fastrms.__file__).parents[1])  # the checkout, if it is not installed
     done = subprocess.run(
         command,
         env={**os.environ, "PYTHONPATH": package},
@@ -47,7 +47,7 @@ def test_the_block_is_what_numpy_does(cython_block, draw):
         layer = np.tanh(layer.astype(float)).astype(np.float32)
     fastrms.residual_add(x=layer, residual=stream)
     cython_block.run_block(residual, x, weight, 3)
-    np.testing.assert_allclose(residual, stream, rtol=1e-6, atol=1e-6)  # tanh is libm's
+    np.testing.assert_allclose(residual, stream, rtol=1e-6, atol=1e-6)  # tanh differs
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (40, 33), (300, 1000)])

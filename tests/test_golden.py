@@ -1,4 +1,4 @@
-"""The committed digests of tests/golden.py, on this build, and that a difference is seen."""
+"""This build reproduces the golden digests, which differ if a single bit does."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from . import golden
 
 
 def test_every_digest():
-    """By the command that the gates run."""
+    """Run the command that the gates run."""
     command = [sys.executable, golden.__file__]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
