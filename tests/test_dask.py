@@ -1,4 +1,4 @@
-"""fastrms.dask: the bits of one machine for any chunking of the rows, its bounds for any other."""
+"""fastrms.dask: the bits of one machine for chunks of whole rows, its bounds for all chunks."""
 
 import itertools
 import re
@@ -45,7 +45,7 @@ def lazily(weight, kind):
 
 
 def exact_bits(lazy, array):
-    """The array that a dask array promised, if it has the bits of `array`."""
+    """Assert that a dask array computes to the shape, dtype and bits of `array`."""
     assert (lazy.shape, lazy.dtype) == (array.shape, array.dtype)
     computed = lazy.compute(scheduler="threads", num_workers=2)
     assert type(computed) is np.ndarray
@@ -71,7 +71,7 @@ def test_bits_of_one_machine(given, chunks, kind):
     else:
         assert (dweight.shape, dweight.dtype) == ((N,), np.float32)
         inv_rms = 1 / np.sqrt(np.mean(np.square(x, dtype=float), axis=-1, keepdims=True) + 1e-3)
-        # The library's bound for dweight, of each of the two.
+        # Each of the two is within half of this, the bound for dweight.
         bound = 2e-6 * np.abs(dy * x * inv_rms).sum(axis=(0, 1))
         assert np.all(np.abs(dweight.compute() - wanted_dweight) <= bound)
     y, total = adapter.add_rms_norm(lazy[0], lazy[1], weights, **OPTIONS)
@@ -125,7 +125,7 @@ def test_split_last_axis_takes_offset_eps_and_residual(given):
 
 
 def test_sums_of_a_split_row_are_added_in_the_order_of_the_columns():
-    # 2**53 + 1 is 2**53 again, however often; 1 + 1 first would count.
+    # 2**53 + 1 rounds to 2**53, both times; 1 + 1 added first would not be lost.
     parts = da.from_array(np.array([[2.0**53, 1, 1, -(2.0**53)]]), chunks=(1, 1))
     assert adapter.row_sums(parts).compute() == [[0.0]]
     assert adapter.row_sums(parts[:, ::-1]).compute() == [[2.0]]
@@ -195,7 +195,7 @@ def test_nothing_runs_before_compute_and_each_block_once(given, monkeypatch):
 
 
 def tasks(*lazy):
-    """How many tasks of each kind dask runs, after it has fused what it fuses."""
+    """Count the tasks of each kind that dask runs, after it has fused some."""
     keys = []
     with Callback(pretask=lambda key, *_: keys.append(key)):
         dask.compute(*lazy, scheduler="sync")
@@ -254,7 +254,7 @@ def test_refused_when_the_graph_is_made(given, error, message, change):
 
 @pytest.mark.parametrize("name", ["x", "residual"])
 def test_a_float64_array_is_to_be_converted(given, name):
-    """residual too: it is not written here, so that a copy of it loses nothing."""
+    """The hint is astype for residual too: it is only read here, so a copy loses nothing."""
     arrays = {"x": da.from_array(given[0]), "residual": da.from_array(given[0])}
     arrays[name] = arrays[name].astype(float)
     with pytest.raises(TypeError) as numpys:

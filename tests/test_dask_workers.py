@@ -1,4 +1,4 @@
-"""fastrms.dask where it runs: side by side on threads, in two worker processes, out of memory."""
+"""fastrms.dask on threads, in two worker processes, and on data larger than their memory."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ import fastrms.dask as adapter  # noqa: E402
 from fastrms import reference  # noqa: E402
 from fastrms.check import FORWARD_ULP, ulps  # noqa: E402
 
-MEMORY_LIMIT = 192 << 20  # of a worker; 70 MB of it are Python with dask
+MEMORY_LIMIT = 192 << 20  # of a worker, of which Python with dask takes 70 MB
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def client():
         memory_limit=MEMORY_LIMIT,
         dashboard_address=None,
     )
-    # The workers cannot import this file where the tests run outside of the checkout.
+    # Workers cannot import this file when the tests run outside the checkout.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with cluster, distributed.Client(cluster) as client:
         yield client
@@ -63,7 +63,7 @@ print(foreign() - before)
 
 @pytest.mark.parametrize("columns", [2048, 1024])
 def test_a_task_starts_no_threads(python, columns):
-    """A task that ran on 3 threads would leave 2 that are not Python's."""
+    """A task on 3 threads would leave 2 native threads behind."""
     found = python(THREADS.replace("columns", str(columns)), FASTRMS_NUM_THREADS="3")
     assert found.stdout == "0 3\n2\n", found.stderr
 
@@ -74,7 +74,7 @@ def test_two_worker_processes(client, draw, columns):
     lazy_x, lazy_dy = (da.from_array(array, chunks=(7, columns)) for array in (x, dy))
     lazy = adapter.rms_norm(lazy_x, weight), *adapter.rms_norm_backward(lazy_dy, lazy_x, weight)
     results = client.gather(client.compute(lazy))
-    # Whoever computes a block, and in whatever order they end: the sums have one order.
+    # The sums have one order, whichever worker computes a block, and whenever it ends.
     here = dask.compute(*lazy, scheduler="sync")
     assert [array.tobytes() for array in results] == [array.tobytes() for array in here]
 
@@ -93,7 +93,7 @@ def test_a_workers_task_starts_no_threads(client):
 
 @pytest.mark.parametrize("chunks", [(256, 4096), (512, 1500)], ids=str)
 def test_larger_than_memory(client, tmp_path, chunks):
-    """Read from zarr, normalise, write to zarr: more bytes than both workers may hold."""
+    """Normalise an array larger than the memory of both workers, from zarr to zarr."""
     pytest.importorskip("zarr", minversion="3", reason=REASON)
     shape, weight = (25 << 10, 4096), np.linspace(-2, 2, 4096, dtype=np.float32)
     normal = da.random.default_rng(0).standard_normal
@@ -107,7 +107,7 @@ def test_larger_than_memory(client, tmp_path, chunks):
     print(f"{x.nbytes >> 20} MiB in chunks of {chunks}: workers' peaks", end=" ")
     print(*(f"{peak >> 20} MiB" for peak in peaks.values()), f"of {MEMORY_LIMIT >> 20} MiB")
     assert max(peaks.values()) < MEMORY_LIMIT
-    assert client.run(os.getpid) == workers  # none was ended for its memory and started again
+    assert client.run(os.getpid) == workers  # none was killed for its memory and restarted
     y = da.from_zarr(tmp_path / "y")
     for row in range(0, shape[0], 1000):
         rows, found = x[row : row + 2].compute(), y[row : row + 2].compute()

@@ -1,4 +1,4 @@
-"""The depth study: its gradients are calculus, its claims are measured, its command behaves."""
+"""The depth study: gradients against finite differences, its claims measured, its command."""
 
 import importlib.util
 import json
@@ -12,17 +12,17 @@ from fastrms import reference
 from fastrms.demo import depth, show
 
 BY_NAME = {design.name: design for design in depth.DESIGNS}
-# Central differences in float64 with step h err by h**2 and by 2**-53 / h: h = 1e-5 leaves 1e-10
-# and 1e-11 of the values; stacks of 4 layers cost three more digits, ReLU kinks none at this step.
+# Central differences in float64 are off by h**2 and by 2**-53 / h: 1e-10 and 1e-11 with h = 1e-5.
+# A stack of 4 layers costs three more digits, ReLU kinks cost none at this step.
 STEP, FINITE_DIFFERENCE = 1e-5, 1e-6
-# A row of dx is within 2e-6 of its exact value (the library's promise) and so is a product with a
-# 16-wide float32 matrix; four layers of both add up to no more than 1e-5.
+# A row of dx is within 2e-6 of its exact value, and so is a product with a 16-wide float32 matrix;
+# four layers of both add up to no more than 1e-5.
 FLOAT32_STACK = 1e-5
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_blas_thread():
-    """On a busy machine a second one waits, and a line of the study takes seconds, not tenths."""
+    """Use one BLAS thread: on a busy machine a second one waits, ten times as long as it works."""
     if importlib.util.find_spec("threadpoolctl") is None:
         yield
         return
@@ -33,7 +33,7 @@ def one_blas_thread():
 
 
 def tiny(design, relu, layers=4, width=16, batch=3, gain=1.3):
-    """A small stack in float64, run forward and backward by the reference."""
+    """Run a small float64 stack forward and backward with the reference."""
     rng = np.random.default_rng(3)
     x, dout = rng.standard_normal((2, batch, width))
     weights = depth.make_weights(layers, width, gain, rng, np.float64)
@@ -42,7 +42,7 @@ def tiny(design, relu, layers=4, width=16, batch=3, gain=1.3):
 
 
 def central(loss, at):
-    """The gradient of loss at an array, one entry at a time."""
+    """Return the central differences of loss at an array, one entry at a time."""
     gradient = np.empty_like(at)
     for i in np.ndindex(at.shape):
         step = np.zeros_like(at)
@@ -114,12 +114,12 @@ def test_the_overwritten_skip_is_the_branch_alone():
 
 @pytest.fixture(scope="module")
 def at():
-    """The study at its full size: {(design, gain): figures}."""
+    """Run the study at its full size: {(design, gain): figures}."""
     return {(r["design"], r["gain"]): r for r in depth.study()}
 
 
 def rate(series):
-    """Growth per layer, the mean over the stack."""
+    """Return the mean growth per layer."""
     return (series[-1] / series[0]) ** (1 / (len(series) - 1))
 
 
@@ -128,9 +128,9 @@ def test_plain_drifts_as_gain_to_the_power_of_the_depth(at, gain):
     r = at["plain", gain]
     far = r["rms"][-1]
     assert far > 1e6 if gain > 1 else far < 1e-6
-    # A layer's log mean square wanders by about sqrt(5 / width) = 0.14 around log gain**2 (He et
-    # al.'s factor holds in the mean), after 128 layers by 0.8 in the log of the RMS: 0.6 % a layer;
-    # its mean is lower by 5 / (4 width) = 0.5 % a layer. 3 % is beyond both.
+    # A layer's log mean square varies by about sqrt(5 / width) = 0.14 around log gain**2 (He et
+    # al.'s factor holds in the mean). Over 128 layers that is 0.8 in the log of the RMS, 0.6 % a
+    # layer; its mean is lower by 5 / (4 width) = 0.5 % a layer. 3 % covers both.
     assert rate(r["rms"]) == pytest.approx(gain, rel=0.03)
     assert rate(r["gradient"][::-1]) == pytest.approx(gain, rel=0.03)
 
@@ -152,10 +152,10 @@ def test_behind_a_norm_every_layer_sees_the_same_size(at, name, gain):
 @pytest.mark.parametrize("gain", depth.GAINS)
 def test_the_norm_alone_keeps_sizes_and_loses_the_inputs(at, gain):
     r = at["RMSNorm only", gain]
-    # No drift, in contrast to plain; the same wandering, 0.8 in the log, is a factor of 2.2.
+    # No drift, unlike plain; the same variation, 0.8 in the log, is a factor of 2.2.
     assert 1 / 5 < min(r["gradient"]) <= max(r["gradient"]) < 5
     assert r["cosine"][-1] > 0.99
-    # The norm takes nothing but the size of each row: the directions are those of plain.
+    # The norm changes only the size of each row: the directions are those of plain.
     assert r["cosine"][-1] == pytest.approx(at["plain", gain]["cosine"][-1], abs=1e-3)
     assert at["RMSNorm + residual", gain]["cosine"][-1] < 0.8
 
@@ -184,7 +184,7 @@ def test_overwriting_the_skip_gradient_loses_it(at, gain):
 
 
 def test_with_relu_last_the_prenorm_stream_grows_with_the_depth_itself():
-    """A branch that ends in ReLU has a positive mean, 0.56 of its RMS: it adds up by layer."""
+    """A branch that ends in ReLU has a positive mean, 0.56 of its RMS, which adds up by layer."""
     gain = 1.3
     r = depth.measure(BY_NAME["RMSNorm + residual"], gain, relu="last")
     per_layer = (r["rms"][128] - r["rms"][64]) / 64
@@ -244,7 +244,7 @@ def test_the_picture_shows_every_design_in_both_panels(monkeypatch, gain):
     show.plot([depth.measure(d, gain, layers=4, width=16, batch=2) for d in depth.DESIGNS], "x")
     for panel in drawn[0].axes:
         assert [line.get_color() for line in panel.lines] == list(show.COLOURS.values())
-    # The overwritten gradient's forward is another one's: dots on top let that one show.
+    # Two designs have the same forward: the upper line is dotted, so that both are visible.
     assert [line.get_marker() for line in drawn[0].axes[0].lines] == ["None"] * 4 + ["o"]
 
 

@@ -1,5 +1,6 @@
-"""The floating-point state of the caller and of the workers: it changes no bit, and nothing changes
-it. Another library may have switched it to flush-to-zero, another rounding mode, or to traps.
+"""The floating-point state of callers and workers: it changes no bit, and no call changes it.
+
+Another library may have set flush-to-zero, another rounding mode, or traps.
 """
 
 import ctypes
@@ -47,7 +48,7 @@ Environment = ctypes.c_uint32 * 8  # fenv_t: MXCSR, the state of SSE and AVX, co
 
 @contextmanager
 def _state(mxcsr, may_raise=0):
-    """Put this thread's MXCSR into a state; at the end it must still be in it, flags included."""
+    """Set this thread's MXCSR; assert that the block leaves it as it is, flags included."""
     before = Environment()
     hostile = Environment()
     libm.fegetenv(before)
@@ -75,14 +76,14 @@ def test_state_changes_no_bits_and_stays(restore, isa, count, name):
 @pytest.mark.parametrize("eps", [-5e-324, float("nan"), -1.0])
 def test_refusals_keep_the_state(draw, eps):
     x, sums = draw(2, 3), np.ones(2)
-    inexact = 0x20  # raised by Python, which writes the number into the message
+    inexact = 0x20  # raised by Python as it writes eps into the message
     for call, arguments in ((fastrms.rms_norm, (x,)), (fastrms.rms_scale, (x, sums, 3))):
         with _state(STATES["flush to zero"], inexact), pytest.raises(ValueError, match="eps"):
             call(*arguments, None, eps)
 
 
 def test_threads_of_the_caller_keep_their_own(restore, draw):
-    """A thread that was in the default state stays in it while another's is hostile."""
+    """A thread in the default state stays in it while another thread's state is hostile."""
     x = draw(512, 512)
     seen = []
 
@@ -100,12 +101,12 @@ def test_threads_of_the_caller_keep_their_own(restore, draw):
     assert set(seen) <= {MASKED}
 
 
-# Another library's start-up code, and workers that were born in a hostile state.
+# Another library's start-up code, and workers that start in a hostile state.
 
 
 @pytest.fixture(scope="module")
 def fast_math_object(tmp_path_factory):
-    """A shared object that switches the thread that loads it to flush-to-zero."""
+    """Build a shared object that sets flush-to-zero in the thread that loads it."""
     if not shutil.which("gcc"):
         pytest.skip("needs gcc, to build with -ffast-math")
     folder = tmp_path_factory.mktemp("fast_math")
@@ -118,7 +119,7 @@ def fast_math_object(tmp_path_factory):
 
 
 def test_hostile_caller_and_workers(fast_math_object, isa):
-    """The pool's threads are made after another library has set the state, so they have it too."""
+    """The pool's threads start after another library has set the state, so they inherit it."""
     expected = hashlib.sha256("".join(digests()).encode()).hexdigest()
     for rounding in (0, 0xC00):  # to nearest, to zero: glibc's <fenv.h>
         result = subprocess.run(
@@ -162,14 +163,14 @@ print(environment[7] & ~{FLAGS})
 
 
 def test_import_keeps_the_state(python):
-    """Flags aside: Python's own arithmetic (the times of files) raises some."""
+    """Ignore the flags: Python's own arithmetic (the times of files) raises some."""
     result = python(IMPORT)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) == STATES["all of them"] & ~FLAGS
 
 
 def _sets_fast_math(path):
-    """Whether the machine code holds crtfastmath's `or` of flush-to-zero and DAZ."""
+    """Return whether the machine code has crtfastmath's `or` of flush-to-zero and DAZ."""
     assembly = subprocess.check_output(["objdump", "-d", path], text=True)
     return re.search(r"\bor.*\$0x8040\b", assembly) is not None
 

@@ -1,8 +1,8 @@
-"""Any call: what the same call on copies gives, that being the reference's answer; or a refusal
-that the contract names, with nothing changed.
+"""Fuzz every function: a valid call gives what separate copies give, within the bounds of the
+reference; an invalid call raises an exception that the contract allows, and changes nothing.
 
-Which refusals are right is decided by `faults`, written from the contract and not from the door.
-`--hypothesis-profile=ci` runs 10,000 examples; `soak` other ones each time, twenty times as many.
+`faults` decides which calls are invalid, and is written from the contract, not from the code.
+`--hypothesis-profile=ci` runs 10,000 examples, `soak` twenty times as many, new ones each time.
 """
 
 from contextlib import contextmanager
@@ -49,7 +49,7 @@ def test_any_call(call):
 
 
 def attempt(function, options):
-    """Return the refusal and the results of a call: one of them is None."""
+    """Return the exception and the results of a call; one of them is None."""
     try:
         return None, getattr(fastrms, function)(**options)
     except (TypeError, ValueError) as refusal:
@@ -58,7 +58,7 @@ def attempt(function, options):
 
 @contextmanager
 def configured(call):
-    """Choose the call's instruction set and threads; small calls use threads too."""
+    """Use the call's instruction set and threads, even if the call is small."""
     before = _core.current(), fastrms.get_num_threads(), _core.set_parallel_from(1)
     available = _core.available_isas()
     _core.use_isa(available[call.isa % len(available)])
@@ -75,7 +75,7 @@ def configured(call):
 
 
 def faults(call, arguments):
-    """Return what is wrong with a call by the contract: pairs of an exception and a name."""
+    """Return the errors that the contract allows for a call: pairs of exception and argument."""
     found = [fault for name, built in arguments.items() for fault in _of_array(call, name, built)]
     views = {name: built.view for name, built in arguments.items() if built.view is not None}
     if views.get("x") is not None and views["x"].ndim:
@@ -89,7 +89,7 @@ def faults(call, arguments):
 
 
 def _of_array(call, name, built):
-    """Yield the faults of an argument by itself."""
+    """Yield the faults of one argument."""
     if built.value is None and name not in REQUIRED[call.function]:
         return
     output, sums = name in OUTPUTS[call.function], name in SUMS[call.function]
@@ -129,7 +129,7 @@ def _of_size(call, x):
 
 
 def _share(call, first, second):
-    """Whether two arguments have a byte in common: mark the bytes of each."""
+    """Return whether two arguments share a byte, by marking the bytes of each."""
     built = build(call, fill(call))
     if built[first].value is built[second].value:  # it may have memory of its own
         return built[first].view.size > 0
@@ -148,7 +148,7 @@ def _share(call, first, second):
 
 
 def expect(call, arguments, memories):
-    """Return the memories and the arguments as a right call leaves them, and all results."""
+    """Return the memories and the arguments as a correct call leaves them, and all results."""
     copies = {name: built.view.copy("C") for name, built in arguments.items() if _passed(built)}
     numbers = {name: value for name, value in call.options.items() if name != "accumulate"}
     results = separate(call.function, copies, numbers)
@@ -167,7 +167,7 @@ def _passed(built):
 
 
 def separate(function, copies, numbers):
-    """Return what a function writes, by name, for separate contiguous arrays: the reference's."""
+    """Call with separate contiguous arrays; check the results and return them by name."""
     inputs = {
         name: value.copy()
         for name, value in copies.items()
@@ -190,7 +190,7 @@ def separate(function, copies, numbers):
 
 def _exact_norm(results, exact, copies, numbers):
     out, bound = results["out"], FORWARD_ULP_UNWEIGHTED
-    if "weight" in copies:  # Inf times an x / rms that float32 has no number for: docs/numerics.md
+    if "weight" in copies:  # Inf times an x / rms that is 0 in float32: docs/numerics.md
         bound, lost = FORWARD_ULP, np.isinf(copies["weight"]) & np.isnan(out)
         exact = np.where(lost & np.isinf(exact), np.nan, exact)
     assert ulps(out, exact) <= bound
@@ -214,7 +214,7 @@ def _exact_products(results, exact, copies, numbers):
 
 
 def _exact_scale(results, exact, copies, numbers):
-    """Where the sum of the whole row is not below that of the part."""
+    """Check the rows whose given sum is not below the sum of the part itself."""
     sums, own = copies["sum_squares"], reference.sum_squares(copies["x"])
     rows = (sums >= (1 - FLOAT64) * own) | np.isnan(sums)
     _exact_norm({"out": results["out"][rows]}, exact[rows], copies, numbers)
@@ -249,7 +249,7 @@ def _factor(copies, numbers):
 
 
 def _assert_close(result, exact, noise):
-    """Within the noise of float64, and the rounding to the dtype of the result."""
+    """Assert that errors are within float64's noise plus the rounding to the result's dtype."""
     dtype = np.finfo(result.dtype)
     same = (result == exact.astype(result.dtype)) | (np.isnan(result) & np.isnan(exact))
     rounding = dtype.eps / 2 * np.abs(exact) + dtype.smallest_subnormal
@@ -258,13 +258,13 @@ def _assert_close(result, exact, noise):
 
 
 def _within_float32(dx, exact):
-    """Take an Inf for the largest float where none was due: float64's noise may lie beyond it."""
+    """Replace an Inf that is not exact by the largest float: float64's noise may exceed it."""
     due = (dx == exact.astype(np.float32)) | ~np.isinf(dx)
     return np.where(due, dx, np.copysign(np.finfo(np.float32).max, dx))
 
 
 def _assert_results(call, arguments, results, memories, after_memories, after, expected):
-    """Compare all memory, and what comes back: the object that was passed, or a new array."""
+    """Compare all memory and the results: the objects that were passed, or new arrays."""
     results = results if isinstance(results, tuple) else (results,)
     for name, result in zip(RETURNED[call.function], results, strict=True):
         if name not in expected:
@@ -287,10 +287,10 @@ def _assert_results(call, arguments, results, memories, after_memories, after, e
 
 
 def _one_nan(view):
-    """Make every NaN of an output the same one: its payload is no part of any promise."""
+    """Make every NaN of an output the same: payloads are not promised."""
     view[np.isnan(view)] = np.nan
 
 
 def _bits(view):
-    """Return an array's bytes, with one NaN for all."""
+    """Return an array's bytes, with every NaN made the same."""
     return None if view is None else np.where(np.isnan(view), np.float32(np.nan), view).tobytes()

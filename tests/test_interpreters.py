@@ -1,6 +1,6 @@
-"""A second interpreter in the process: the extension refuses it, and the first one goes on.
+"""A second interpreter cannot import the extension, and the first one keeps working.
 
-Its state (settings, kernels in use, threads) is the process's, and NumPy supports one alone.
+The state of the extension (settings, kernels, threads) is global; NumPy supports one interpreter.
 """
 
 from importlib.util import find_spec

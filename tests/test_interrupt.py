@@ -1,5 +1,6 @@
-"""A signal during a long call: its handler runs between two pieces of the work, and what it raises
-ends the call there. How soon after Ctrl-C that is, .ci/gates/interrupt.py measures.
+"""A signal during a long call: its handler runs between two pieces, and ends the call if it raises.
+
+.ci/gates/interrupt.py measures how soon after Ctrl-C a call ends.
 """
 
 import signal
@@ -18,13 +19,13 @@ from .signatures import ARGUMENTS_OF, BACKWARD, FUNCTIONS, MATRICES, OUTPUTS, SU
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs an interval timer")
 ROWS, N = 8200, 4096  # three pieces
-HELD = np.float32(7)  # what outputs hold before
+HELD = np.float32(7)  # what outputs hold before a call
 WRITES_ROWS = [f for f in FUNCTIONS if {*OUTPUTS[f]} & {*MATRICES[f]}]
 
 
 @contextmanager
 def _ticks(handler):
-    """Send this process a signal every millisecond; a piece takes some ten."""
+    """Send this process a signal every millisecond; a piece takes about ten."""
     previous = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)
     try:
@@ -35,7 +36,7 @@ def _ticks(handler):
 
 
 def _interrupt(function, arguments, inside):
-    """Call, and raise KeyboardInterrupt from the first handler that runs inside of the work."""
+    """Call, and raise KeyboardInterrupt from the first handler for which inside() is true."""
 
     raised = []
 
@@ -49,7 +50,7 @@ def _interrupt(function, arguments, inside):
 
 
 def _arguments(function, draw):
-    """Return a long call's arguments. Inputs are one row in no memory, outputs hold one number."""
+    """Return a long call's arguments: inputs broadcast one row, outputs are filled with HELD."""
     arguments = {name: np.full(ROWS, float(N)) for name in SUMS[function]}
     if arguments:
         arguments["size"] = N
@@ -61,7 +62,7 @@ def _arguments(function, draw):
 
 
 def _expected(function, arguments):
-    """Return what the outputs hold where they are done: one row for all, as the inputs are."""
+    """Return the finished row of each output; it is the same for all rows, as the inputs are."""
     few = {
         name: np.copy(value[:1] if np.shape(value)[:1] == (ROWS,) else value)
         for name, value in arguments.items()
@@ -97,7 +98,7 @@ def test_rows_are_done_or_as_they_were(restore, draw, function, count):
 
 @pytest.mark.parametrize("function", WRITES_ROWS)
 def test_outputs_that_go_by_a_copy(draw, function):
-    """They are as they were, and the copy is gone."""
+    """Outputs that need a copy stay unchanged, and the copy is freed."""
     arguments = _arguments(function, draw)
     for name in OUTPUTS[function]:
         if name != "dweight":
@@ -113,7 +114,7 @@ def test_outputs_that_go_by_a_copy(draw, function):
 
 
 def test_handler_that_returns(restore, draw):
-    """A handler that raises nothing changes nothing, nor does a signal on another thread's call."""
+    """A handler that returns changes nothing, nor does a signal during another thread's call."""
     fastrms.set_num_threads(2)
     arguments = _arguments("rms_norm_backward", draw)
     calls, dweight = [], []
@@ -134,7 +135,7 @@ def test_handler_that_returns(restore, draw):
 
 
 def test_pieces_of_a_block_add_up_to_the_same_bits(restore, draw):
-    """One thread takes two pieces for a block of dweight, two threads take four."""
+    """One thread computes a block of dweight in two pieces, two threads in four."""
     shape = 64, 1 << 20
     x, dy, weight = np.broadcast_to(draw(shape[1]), shape), draw(*shape), draw(shape[1])
     results = []
@@ -144,7 +145,7 @@ def test_pieces_of_a_block_add_up_to_the_same_bits(restore, draw):
     assert results[0] == results[1]
 
 
-# Arrays that are pulled away while a call works on them: by a handler, which is inside for certain.
+# Arrays taken away from a running call, by a signal handler, which is certain to run inside it.
 
 
 def test_the_last_reference_goes(draw):

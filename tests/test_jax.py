@@ -1,4 +1,4 @@
-"""fastrms.jax: the bits of the NumPy functions under JAX's transformations, refusals, the page."""
+"""fastrms.jax: the bits of the NumPy functions under JAX's transformations; errors; docs/jax.md."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +41,7 @@ def given(draw):
 
 
 def same(results, wanted):
-    """Whether these are the same bits, in the same shapes; None is None."""
+    """Assert that bits, shapes and dtypes are the same; None equals None."""
     for result, value in zip(results, wanted, strict=True):
         if value is None:
             assert result is None
@@ -106,7 +106,7 @@ def test_extreme_rows(draw):
 
 
 def test_x_and_residual_stay(given):
-    """XLA may let total have x's memory only where nothing else needs it."""
+    """XLA may reuse the memory of x for total only if nothing else needs it."""
     x, residual, weight, _, _ = given(True)
 
     @jax.jit
@@ -144,7 +144,7 @@ def test_vmap_with_one_weight(given, weighted):
 
 
 def test_vmap_with_one_weight_calls_once(given):
-    """The weight does not become one for each row."""
+    """The weight is not copied for each row."""
     x, _, weight, _, _ = given(True)
     text = jax.jit(jax.vmap(adapter.rms_norm, in_axes=(0, None))).lower(x, weight).as_text()
     (call,) = re.findall(r"custom_call @fastrms_rms_norm\(.*: \((.*)\) ->", text)
@@ -159,7 +159,7 @@ def test_vmap_with_a_weight_each(given, draw, weight_offset):
     numpy_norm = partial(fastrms.rms_norm, weight_offset=weight_offset)
     rows = [[numpy_norm(x[i, j], weights[i, j]) for j in range(3)] for i in range(4)]
     same([jax.vmap(jax.vmap(norm))(x, weights)], [np.array(rows)])
-    # An axis of the weights alone, inside and outside of one that both have.
+    # An axis that only the weights have, inside and outside an axis that both have.
     inner = jax.vmap(jax.vmap(norm, (None, 0)), (0, 0))(x, weights)
     outer = jax.vmap(jax.vmap(norm, (0, None)), (None, 0))(x, weights[:, 0])
     for i in range(4):
@@ -191,7 +191,7 @@ def test_gradients_of_each_example_and_of_all(given, weighted):
     given_back = jax.vjp(batched, x, residual, weight)[1]((jnp.asarray(dy), jnp.asarray(dtotal)))
     _, _, dx, dweight = numpy_add(x, residual, weight, dy, dtotal)
     same(given_back[:2], [dx, dx])
-    if weighted:  # added up over the examples by JAX, in float32
+    if weighted:  # JAX adds it up over the examples, in float32
         close(given_back[2:], [dweight])
 
 
@@ -219,7 +219,7 @@ def test_gradients_are_those_of_the_formula(given, weighted, weight_offset):
 
 @pytest.fixture
 def float64():
-    """Let JAX have float64, which it does not by default."""
+    """Turn on JAX's float64, which is off by default."""
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
@@ -239,7 +239,7 @@ def test_other_types_take_the_formula(float64, given, weighted, weight_offset, d
     assert y.dtype == total.dtype == jnp.dtype(dtype)
     wide = [None if a is None else np.asarray(a, np.float64) for a in (total, weight)]
     wanted = fastrms.reference.rms_norm(*wide, **options)
-    # Rounded a few times in the type itself, or in float32 and then once.
+    # A few roundings in the type itself, or in float32 and one to the type.
     limit = 4 * float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(np.asarray(y, np.float64), wanted, rtol=limit, atol=limit)
     assert jax.grad(lambda x: (function(x, residual, weight)[0] * dy).sum())(x).dtype == dtype
@@ -309,14 +309,14 @@ for transform in (jax.jit, lambda f: f):
 
 
 def test_rows_over_devices(python):
-    """dweight is added up over the devices by JAX, in float32; the other bits are one machine's."""
+    """JAX adds dweight up over the devices, in float32; the other bits are those of one device."""
     done = python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=4")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("repeat", range(3))
 def test_two_calls_at_once(restore, draw, repeat):
-    """One has the pool, the other stays on XLA's thread."""
+    """One call uses the pool, the others stay on XLA's threads."""
     fastrms.set_num_threads(3)
     x, dy, weight = draw(4, 64, 300), draw(4, 64, 300), draw(300)
     step = jax.jit(lambda x, weight, dy: jax.vjp(adapter.rms_norm, x, weight)[1](dy))
@@ -331,7 +331,7 @@ def test_two_calls_at_once(restore, draw, repeat):
 
 
 def test_threads_take_part(restore, given):
-    assert _core.set_parallel_from(1) == 1  # by the fixture
+    assert _core.set_parallel_from(1) == 1  # set by the fixture
     fastrms.set_num_threads(3)
     x, residual, weight, dy, dtotal = given(True, 70, 300, N)
     results, vjp = jax.vjp(jax.jit(adapter.add_rms_norm), x, residual, weight)

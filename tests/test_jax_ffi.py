@@ -1,4 +1,4 @@
-"""fastrms._jax, the handlers of XLA's custom calls: layouts as in jaxlib's header, and refusals."""
+"""fastrms._jax, the handlers of XLA's custom calls: layouts as in jaxlib's header; errors."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ jax = pytest.importorskip("jax", reason='jax is not installed: extra "fastrms[ja
 import fastrms.jax as adapter  # noqa: E402
 
 CHECKOUT = Path(__file__).parent.parent
-# What src/xla_ffi.h declares, and its name in jaxlib's header; fields in the order of both.
+# Each struct of xla_ffi.h: its name in jaxlib's header, and its fields in order, ours:theirs.
 STRUCTS = {
     "xla_extension": ("Extension_Base", "size:struct_size type next"),
     "xla_version": (
@@ -58,7 +58,7 @@ CONSTANTS = {
     "XLA_RESOURCE_EXHAUSTED": "Error_Code_RESOURCE_EXHAUSTED",
     "XLA_MAJOR": "API_MAJOR",
 }
-GROWN = {"xla_metadata", "xla_api", "xla_frame"}  # newer versions have more at the end
+GROWN = {"xla_metadata", "xla_api", "xla_frame"}  # newer versions append fields
 
 
 def assertions():

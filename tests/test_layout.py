@@ -1,4 +1,4 @@
-"""Any strides, as inputs and as outputs: the bits of a contiguous call, no stray write."""
+"""Inputs and outputs of any strides: the bits of a contiguous call, no stray write."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from .signatures import BACKWARD, CALLS, FUNCTIONS, MATRICES, OUTPUTS, SUMS, VEC
 A, B, N = 3, 4, 17
 SHAPE = (A, B, N)
 
-# Layout -> (shape of the memory, the view of it that has shape (A, B, N)).
+# Layout -> (shape of the memory, function to its view of shape (A, B, N)).
 WRITABLE = {
     "contiguous": ((A, B, N), lambda m: m),
     "every other batch": ((2 * A, B, N), lambda m: m[::2]),
@@ -63,7 +63,7 @@ READABLE_SUMS = {**SUM_LAYOUTS, "one element": ((1,), lambda m: np.broadcast_to(
 
 
 def _at_byte(memory, start):
-    """Return a view of the numbers that begin at a byte where none is aligned."""
+    """Return an unaligned view of the memory, which begins at this byte."""
     end = start + (memory.size - 1) * memory.itemsize
     return memory.view(np.uint8)[start:end].view(memory.dtype)
 
@@ -73,7 +73,7 @@ def _shaped(view, shape):
 
 
 def _place(values, layout):
-    """Return memory and its view with this layout, which holds values if it can be written."""
+    """Return memory and its view with this layout, filled with values if it is writeable."""
     shape, look = layout
     memory = np.linspace(2, -2, np.prod(shape), dtype=values.dtype).reshape(shape)
     view = _shaped(look(memory), values.shape)
@@ -84,7 +84,7 @@ def _place(values, layout):
 
 @pytest.fixture
 def contiguous(arrays):
-    """Return a function from a function's name to contiguous arguments, every buffer passed."""
+    """Return a function that makes contiguous arguments for a call, with every buffer passed."""
     return lambda function: arrays(function, *SHAPE)
 
 
@@ -99,7 +99,7 @@ def _run(function, arguments, accumulate):
 
 
 def _layouts(function, outputs):
-    """Return the inputs or the outputs of a function, and the layouts that each can have."""
+    """Return {argument: its layouts} for the inputs or for the outputs of a function."""
     pairs = zip(
         (MATRICES, VECTORS, SUMS),
         (WRITABLE, VECTOR_LAYOUTS, SUM_LAYOUTS)
@@ -140,7 +140,7 @@ def test_input(isa, contiguous, unchanged, function, name, layout):
 
 @pytest.mark.parametrize(("function", "accumulate", "name", "layout"), OUTPUT_CASES)
 def test_output(isa, contiguous, function, accumulate, name, layout):
-    """The whole memory is compared: what lies between the elements of the view stays."""
+    """Compare the whole memory: a call changes nothing between the elements of the view."""
     arguments = contiguous(function)
     layout = _layouts(function, True)[name][layout]
     memory, arguments[name] = _place(arguments[name], layout)
@@ -172,7 +172,7 @@ def test_all_arrays_at_once(isa, contiguous, function, accumulate, layout):
 
 @pytest.mark.parametrize("order", ["reversed", "transposed", "every other element"])
 def test_large_strided(isa, threads, draw, order):
-    """Enough work for several threads, in place, where rows are not contiguous."""
+    """Work in place on rows that are not contiguous, enough of them for several threads."""
     look = {
         "reversed": lambda m: m[::-1, :513],
         "transposed": lambda m: m.T[:, :513],
@@ -198,7 +198,7 @@ def test_large_strided(isa, threads, draw, order):
     ],
 )
 def test_exact_aliasing(isa, contiguous, function, output, source, layout):
-    """One object, or a second view of the same elements, as input and output: in place."""
+    """Work in place if input and output are one object, or two views of the same elements."""
     for second in (lambda view: view, lambda view: view[:]):
         arguments = contiguous(function)
         memory, view = _place(arguments[source], WRITABLE[layout])
@@ -224,7 +224,7 @@ def test_dx_accumulates_onto_its_own_input(isa, contiguous, function, source):
 
 
 def test_a_write_back_copy_of_the_callers_stays_one(draw):
-    """An operand of np.nditer is NumPy's to write back, and not before the iteration ends."""
+    """NumPy writes an operand of np.nditer back itself, and only when the iteration ends."""
     x, target = draw(A, N), np.zeros((A, N))
     cast = {"op_dtypes": [np.float32], "casting": "same_kind"}
     with np.nditer(target, ["refs_ok"], [["readwrite", "updateifcopy"]], **cast) as iteration:

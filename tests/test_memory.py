@@ -1,4 +1,4 @@
-"""Without memory a call raises MemoryError, changes nothing and leaves nothing behind."""
+"""Out of memory, a call raises MemoryError, changes nothing and leaks nothing."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def failing_malloc(tmp_path_factory):
 
 @pytest.mark.skipif(
     bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
-    reason="without a GIL Python has an allocator of its own alone, no malloc that could fail",
+    reason="free-threaded Python always uses its own allocator, no malloc that could fail",
 )
 def test_every_allocation_fails_in_turn(failing_malloc):
     command = [sys.executable, HERE / "out_of_memory.py", _core.current()]
@@ -39,7 +39,7 @@ def test_every_allocation_fails_in_turn(failing_malloc):
 
 
 def test_more_memory_than_there_is(draw):
-    """The error is NumPy's own, and says how much was wanted."""
+    """The error is NumPy's own, and says how much was requested."""
     x = np.broadcast_to(draw(1), (1 << 50, 4))
     calls = [fastrms.rms_norm, fastrms.sum_squares, lambda x: fastrms.rms_norm_backward(x, x)]
     for call in calls:
@@ -68,6 +68,6 @@ assert len(os.listdir("/proc/self/task")) == len(threads) + 2
 
 @pytest.mark.skipif(not _core.build_info()["pool"], reason="there is no pool")
 def test_no_memory_for_a_worker(python):
-    """The caller does all of it, where the system gives no thread."""
+    """If no thread can be started, the caller does all the work."""
     result = python(WITHOUT_WORKERS)
     assert result.returncode == 0, result.stderr

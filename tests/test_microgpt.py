@@ -1,4 +1,4 @@
-"""examples/microgpt.py: its gradients are calculus and torch's, and its bits are reproducible."""
+"""examples/microgpt.py: gradients against finite differences and torch, reproducible bits."""
 
 import dataclasses
 import importlib.util
@@ -36,7 +36,7 @@ VARIANTS = [
 
 @pytest.fixture(autouse=True, scope="module")
 def one_blas_thread():
-    """As the script sets it before NumPy starts: two workers with two BLAS threads stall."""
+    """Use one BLAS thread, as the script does: two workers with two BLAS threads each stall."""
     if importlib.util.find_spec("threadpoolctl") is None:
         yield
         return
@@ -53,7 +53,7 @@ def name(config):
 
 
 def state_of(config, dtype=np.float32):
-    """A fresh state whose norm weights are not all alike: a wrong dweight must not pass."""
+    """Return a fresh state with unequal norm weights, so that no wrong dweight passes."""
     state = microgpt.State.new(config, dtype)
     rng = np.random.default_rng(1)
     for key, p in microgpt.views(state.params, config).items():
@@ -77,7 +77,7 @@ def assert_same_bits(one, other):
 
 @pytest.mark.parametrize("config", VARIANTS, ids=name)
 def test_gradients_are_the_finite_differences(config):
-    """Along 3 random directions and 3 single entries of every parameter, in float64."""
+    """Compare along 3 random directions and 3 single entries of every parameter, in float64."""
     state = state_of(config, np.float64)
     draw = microgpt.batch(IDS, config, 0)
     _, gradient = microgpt.gradients(state, *draw, reference)
@@ -103,7 +103,7 @@ def test_gradients_are_the_finite_differences(config):
 
 
 def torch_loss(p, inputs, targets, config):
-    """The same model in torch's own words."""
+    """Return the loss of the same model, written in torch."""
     import torch
     import torch.nn.functional as F  # noqa: N812
 
@@ -148,7 +148,7 @@ def test_a_training_step_is_torchs(config):
         exact = p[key].grad.numpy()
         assert np.linalg.norm(g - exact) <= 1e-4 * np.linalg.norm(exact), key
 
-    # Adam: torch's, at the first step's rate and with its eps, from the same gradients.
+    # Compare with torch's Adam, at the first step's rate and eps, from the same gradients.
     for key, g in microgpt.views(gradient, config).items():
         p[key].grad.copy_(torch.tensor(g))
     torch.optim.Adam(p.values(), lr=3e-3 / 100, betas=(0.9, 0.99), eps=1e-8).step()
@@ -159,14 +159,14 @@ def test_a_training_step_is_torchs(config):
 
 def test_thirty_steps_lower_the_loss():
     losses = trained(SMALL, 30).losses
-    assert losses[0] == pytest.approx(np.log(len(CHARS)), abs=0.1)  # it starts from ignorance
+    assert losses[0] == pytest.approx(np.log(len(CHARS)), abs=0.1)  # that of a uniform guess
     assert losses[-1] < losses[0] - 0.3  # 4.45 to 4.02, with the rate still rising
 
 
 def test_the_formula_in_numpy_gives_the_same_losses():
     ours, formulas = trained(SMALL, 10).losses, trained(SMALL, 10, tools.Formula).losses
-    # The norms differ by a few 1e-7 in single entries; in a mean over 256 characters that is 3e-9,
-    # as seen, and ten steps do not raise it.
+    # The norms differ by a few 1e-7 in single entries, the mean over 256 characters by 3e-9; ten
+    # steps do not raise that.
     np.testing.assert_allclose(ours, formulas, rtol=1e-6)
 
 
@@ -185,7 +185,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(tmp_path, ending):
 
 
 def test_one_seed_gives_one_run_whatever_the_threads():
-    """fastrms' threads, and the workers that share a batch: neither changes a bit."""
+    """Neither the threads of fastrms nor the workers that share a batch change a bit."""
     one = trained(SMALL, 5)
     before = fastrms.get_num_threads()
     try:
@@ -209,7 +209,7 @@ def command(*args, **env):
 
 
 def test_the_command_with_one_and_two_threads(tmp_path):
-    """The whole command in fresh processes, where it sets OpenBLAS to one thread itself."""
+    """Run the command in fresh processes, where it sets OpenBLAS to one thread itself."""
     pytest.importorskip("rich", reason="the examples need the extra [examples]")
     text = tmp_path / "text.txt"
     text.write_text(TEXT, "utf-8")

@@ -1,4 +1,4 @@
-"""A public module shows its functions to completion, and nothing that it needs itself."""
+"""Completion on a public module lists its public names, and nothing that it imports."""
 
 import ast
 import importlib
@@ -9,7 +9,7 @@ import pytest
 
 import fastrms
 
-# The modules that are no part of the command line.
+# The modules, except those of the command line.
 PUBLIC = [path.stem for path in sorted(Path(fastrms.__file__).parent.glob("[a-z]*.py"))]
 PUBLIC.remove("check")
 API = Path(__file__).parents[1] / "docs/api.rst"
@@ -33,7 +33,7 @@ def test_the_reference_has_every_function_that_computes():
 
 @pytest.mark.parametrize("name", ["__init__", *PUBLIC])
 def test_the_api_reference_has_every_public_name(name):
-    """Read from the source, so that no adapter need be there."""
+    """Parse the source, so that no adapter has to be importable."""
     source = Path(fastrms.__file__).with_name(f"{name}.py").read_text("utf-8")
     public = next(
         ast.literal_eval(node.value)

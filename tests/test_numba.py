@@ -1,4 +1,4 @@
-"""fastrms.numba: inside of nopython code the bits of the NumPy calls, and typed refusals."""
+"""fastrms.numba: nopython code gives the bits of the NumPy calls; errors at compile time."""
 
 import inspect
 import subprocess
@@ -14,7 +14,7 @@ import fastrms  # noqa: E402
 import fastrms.numba as adapter  # noqa: E402
 
 SHAPES = [(1, 64), (7, 33), (3, 5, 96), (40,), (0, 8), (4, 0)]
-# Each is compiled once for each of the types that the tests pass.
+# Each function below is compiled once for each of the types that the tests pass.
 OPTIONS = {"eps": 1e-6, "weight_offset": 1.0}
 
 
@@ -121,14 +121,14 @@ def test_each_call_of_a_prange_stays_on_its_thread(restore, draw):
         for row in numba.prange(len(x)):
             fastrms.rms_norm(x[row], weight, out=out[row])
 
-    fastrms.set_num_threads(3)  # nothing is too small for them, in this test
+    fastrms.set_num_threads(3)  # restore lets them share the smallest call
     x, weight, out = draw(200, 96), draw(96), draw(200, 96)
     by_row(x, weight, out)
     same(out, fastrms.rms_norm(x, weight))
 
 
 def test_what_backward_needs_lives_until_it_is_done(draw):
-    """Its scratch goes by address, of which numba's reference counts know nothing."""
+    """Scratch is passed by its address, which numba's reference counts do not cover."""
     dy, x, weight = draw(300, 2000), draw(300, 2000), draw(2000)
 
     @numba.njit

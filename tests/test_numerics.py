@@ -1,4 +1,4 @@
-"""The bounds that fastrms.check promises, on rows built against them; the oracle has 80 bits."""
+"""The bounds of fastrms.check, on adversarial rows; the oracle has 80 bits."""
 
 import functools
 from decimal import Decimal
@@ -25,7 +25,7 @@ SHAPES = ((64, 5), (64, 17), (256, 64), (128, 576), (16, 4096), (4, 16384), (1, 
 
 fromhex = np.vectorize(float.fromhex, otypes=[np.float32])
 
-# Each was beyond 3 ulp, its bound, when x**2 was summed in float32.
+# Each exceeded its bound, 3 ulp, when x**2 was summed in float32.
 COUNTEREXAMPLES = {
     "n = 5": (
         ["0x1.0955e6p0", "0x1.279b9ep-2", "0", "0", "0"],
@@ -40,7 +40,7 @@ COUNTEREXAMPLES = {
 
 @functools.cache
 def _case(family, shape):
-    """Return the inputs, and the exact results without and with weight_offset, once for all."""
+    """Return inputs and exact results, without and then with weight_offset."""
     rows = FAMILIES[family](np.random.default_rng((SEED, *shape)), *shape)
     shifted = rows._replace(weight=rows.weight - np.float32(1))
     return rows, exact(rows), shifted, exact(shifted, 1.0)
@@ -92,7 +92,7 @@ def test_backward(case, isa, weight_offset):
 
 
 def test_split_axis(case, isa):
-    """The four functions for a split axis, over two parts of it."""
+    """Split the axis in two, for the four functions for a split axis."""
     rows, (_, y, exact_dx, exact_dweight), _, _ = case
     n, eps = rows.x.shape[-1], rows.eps
     cuts = slice(0, n // 3), slice(n // 3, None)
@@ -112,7 +112,7 @@ def test_split_axis(case, isa):
 
 @pytest.mark.parametrize("name", COUNTEREXAMPLES)
 def test_counterexample_at_a_power_of_two(isa, name):
-    """The last rounding is one ulp of the exact result, not half, where y crosses the power."""
+    """Where y crosses the power, the last rounding is one ulp of the exact result, not half."""
     x, weight = (fromhex(values) for values in COUNTEREXAMPLES[name])
     _, y, *_ = exact(Rows(x[None], x[None], weight, 0.0))
     assert ulps(fastrms.rms_norm(x, weight, 0.0)[None], y) <= FORWARD_ULP
@@ -120,13 +120,13 @@ def test_counterexample_at_a_power_of_two(isa, name):
 
 @pytest.mark.parametrize(("size", "rows"), [(256.0, 20000), (128.0, 20000)])
 def test_outlier_pair_of_many_rows(isa, size, rows):
-    """Two channels that carry their row: one row in 2000 was beyond the bounds."""
+    """Two channels dominate their row: one such row in 2000 used to exceed the bounds."""
     rng = np.random.default_rng(SEED)
     x = rng.standard_normal((rows, 576), dtype=np.float32)
     x[:, 7] = size * rng.uniform(1, 1.1, rows)
     x[:, 133] = -x[:, 7]
     weight = (1 + 0.3 * rng.standard_normal(576)).astype(np.float32)
-    wide = x.astype(np.float64)  # its noise, 2**-29 ulp, is none here
+    wide = x.astype(np.float64)  # its error, 2**-29 ulp, is negligible
     xhat = wide / np.sqrt((wide * wide).mean(axis=1, keepdims=True) + 1e-5)
     assert ulps(fastrms.rms_norm(x, weight), xhat * weight) <= FORWARD_ULP
     assert ulps(fastrms.rms_norm(x), xhat) <= FORWARD_ULP_UNWEIGHTED
@@ -141,7 +141,7 @@ def test_dweight_of_subnormal_terms(isa, rows):
 
 @pytest.mark.parametrize("eps", [1e-12, 1e-9, 1e-7, 1e-6, 9e-6])
 def test_dy_is_x(isa, rng, eps):
-    """What is left of dx is eps / rms**2: the bound is float64_noise there."""
+    """Since dx cancels to eps / rms**2 of its terms, float64_noise is its bound."""
     x = (1000 * rng.standard_normal((200, 64))).astype(np.float32)
     case = Rows(x, x, np.ones(64, np.float32), eps)
     dx, _ = fastrms.rms_norm_backward(*case)
@@ -151,7 +151,7 @@ def test_dy_is_x(isa, rng, eps):
 @pytest.mark.parametrize("n", [64, 4096, 65536, 2**22])
 @pytest.mark.parametrize("left", [1e-9, 2e-8, 1e-6, 1e-5])
 def test_dx_of_a_constant_row_is_within_the_readmes_words(isa, n, left):
-    """dx is eps / rms**3 there, `left` of its two terms."""
+    """Of such a row dx is eps / rms**3, the fraction `left` of its two terms."""
     x, eps = np.full((1, n), 1.3, np.float32), left * 1.69
     dx, _ = fastrms.rms_norm_backward(np.ones_like(x), x, eps=eps)
     square = Decimal(float(x[0, 0])) ** 2 + Decimal(eps)
@@ -163,7 +163,7 @@ def test_dx_of_a_constant_row_is_within_the_readmes_words(isa, n, left):
 @pytest.mark.parametrize("n", [8192, 16384, 262144])
 @pytest.mark.parametrize("family", ["constant, two values", "0 or 1, two values"])
 def test_dx_of_a_gradient_of_two_values(isa, family, n):
-    """Roundings of sum(dy * x) that are alike do not average: the worst of several seeds."""
+    """Equal roundings in sum(dy * x) do not average out: try several seeds."""
     for seed in range(2**18 // n):
         case = FAMILIES[family](np.random.default_rng((SEED, seed)), 4, n)
         dx, _ = fastrms.rms_norm_backward(*case)
@@ -172,7 +172,7 @@ def test_dx_of_a_gradient_of_two_values(isa, family, n):
 
 @pytest.mark.parametrize("n", [2, 64, 4096])
 def test_dx_whose_float64_noise_is_beyond_float32(isa, rng, n):
-    """dy is along x, so that dx is 0: what float64 leaves of terms of 1e56 may be Inf, not NaN."""
+    """dx is 0 as dy is along x: float64's error in terms of 1e56 may give Inf, but no NaN."""
     x = (1e-31 * rng.standard_normal((3, n))).astype(np.float32)
     case = Rows(np.ldexp(x, 190), x, None, 0.0)
     dx, _ = fastrms.rms_norm_backward(*case)

@@ -1,4 +1,4 @@
-"""Memory that is shared in part: what copies would have given; between outputs, a refusal."""
+"""Partly shared memory: a call gives what copies would give; two outputs are an error."""
 
 import itertools
 
@@ -36,7 +36,7 @@ TWO_MATRICES = {
     "reversed elements": lambda m: (_square(m)[:N, :N], _square(m)[:N, :N][:, ::-1]),
     "transposed": lambda m: (_square(m)[:N, :N], _square(m)[:N, :N].T),
 }
-# One row of the second stands for every row of the first, which is only read.
+# The first, an input, repeats one row of the second.
 BROADCAST = {
     "its first row": lambda m: (np.broadcast_to(_flat(m, 0, N, N)[0], (N, N)), _flat(m, 0, N, N)),
     "its last row": lambda m: (np.broadcast_to(_flat(m, 0, N, N)[-1], (N, N)), _flat(m, 0, N, N)),
@@ -70,7 +70,7 @@ def _pairs(function, first_is_output):
 
 
 def _overlaps(first, second):
-    """Return the ways in which two arguments can overlap, and whether they come turned round."""
+    """Return the ways in which two arguments can overlap, and whether to swap the two views."""
     vectors = ("weight", "dweight")
     if first in vectors and second in vectors:
         return TWO_VECTORS, False
@@ -106,7 +106,7 @@ TWO_OUTPUTS = [case for f in FUNCTIONS for case in _cases(f, True)]
 
 @pytest.fixture
 def separate(arrays):
-    """Return a function from a function's name to arguments that share nothing."""
+    """Return a function that makes arguments for a call that share no memory."""
     return lambda function: arrays(function, N, N)
 
 
@@ -121,7 +121,7 @@ def _call(function, arguments, accumulate):
 
 @pytest.mark.parametrize(("function", "source", "output", "how", "accumulate"), INPUT_AND_OUTPUT)
 def test_input_and_output(isa, draw, separate, function, source, output, how, accumulate):
-    """The whole shared memory is compared with what a call on copies, written back, leaves."""
+    """Compare the whole memory with that after a call on copies whose output is written back."""
     memory = draw(MEMORY)
     arguments = separate(function)
     arguments[source], arguments[output] = _views(source, output, how, memory)
@@ -167,7 +167,7 @@ def test_two_outputs(draw, separate, unchanged, function, first, second, how):
     ],
 )
 def test_interleaved_but_disjoint(isa, draw, separate, function, first, second, look):
-    """Their ranges of addresses overlap, their elements do not: no refusal, no stray write."""
+    """Ranges of addresses overlap, elements do not: no error, no stray write."""
     memory = draw(2 * N, 2 * N)
     arguments = separate(function)
     arguments[first], arguments[second] = look(memory)
@@ -181,7 +181,7 @@ def test_interleaved_but_disjoint(isa, draw, separate, function, first, second, 
 
 
 def test_dx_and_dweight_interleaved(isa, draw):
-    """Two outputs in one memory: dweight is a column that dx leaves out."""
+    """Two outputs share one memory: dweight is a column that dx leaves out."""
     memory, x, dy, weight = draw(N, N + 1), draw(N, N), draw(N, N), draw(N)
     dx, dweight = fastrms.rms_norm_backward(dy, x, weight)
     expected = np.hstack([dx, dweight[:, None]])
@@ -193,7 +193,7 @@ def test_dx_and_dweight_interleaved(isa, draw):
 @pytest.mark.parametrize("source", ["x", "dy", "weight"])
 @pytest.mark.parametrize("shift", [-40, 0, 1, 100])
 def test_dweight_over_an_input(isa, draw, source, rows, shift):
-    """dweight is written while the rest of the rows is still to be read."""
+    """dweight must not overwrite rows that are still to be read."""
     n, memory = 600, draw(8000)
     arguments = {"x": draw(rows, n), "dy": draw(rows, n), "weight": draw(n)}
     shape = arguments[source].shape
@@ -206,7 +206,7 @@ def test_dweight_over_an_input(isa, draw, source, rows, shift):
 
 
 def test_an_empty_array_shares_nothing(isa, draw, unchanged):
-    """Though it lies between the elements of another: dx of no rows within weight and dweight."""
+    """An empty dx is valid, even if its address lies within weight or dweight."""
     memory, dweight = draw(3 * N), np.ones(N, np.float32)
     empty = memory[N + 2 :][:0].reshape(0, N)
     with unchanged(memory):
@@ -224,7 +224,7 @@ def test_weight_of_one_element_within_out(isa, draw):
 
 
 def test_overlap_between_threads(isa, threads, draw):
-    """Where several threads share the rows, one must not read what another has written."""
+    """With several threads, none may read rows that another has already overwritten."""
     rows, n, shift = 1024, 512, 3
     memory, weight = draw((rows + shift) * n), draw(n)
     x = memory[: rows * n].reshape(rows, n)

@@ -1,5 +1,5 @@
-"""The pool's workers: those that a call does not want, one that a real-time caller waits for,
-one that meets a fault. Each in a process of its own, whose pool nobody has used.
+"""The pool's workers: some that a call does not need, one that a real-time caller waits for, one
+whose memory access faults. Each test runs in its own process, with a fresh pool.
 """
 
 import os
@@ -40,16 +40,16 @@ print(*sorted(spent.values()))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel keeps no times")
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel has no schedstat")
 def test_unwanted_workers_sleep(python):
-    """In 300 calls of two threads six workers have nothing to do."""
+    """In 300 calls on two threads, six of seven workers have nothing to do."""
     *unwanted, _ = map(int, python(UNWANTED).stdout.split())
     assert len(unwanted) == 6
     assert max(unwanted) < 5e6  # ns
 
 
-# On one CPU the worker is in the midst of an item, but for those few us in which it is between two,
-# when its caller becomes a real-time thread, which then has all other items and must wait for it.
+# Caller and worker share one CPU. The caller becomes a real-time thread while the worker is, nearly
+# always, within an item; it runs all other items itself and must wait for that one.
 REAL_TIME = """
 import os, threading, time
 import numpy as np
@@ -81,7 +81,7 @@ for _ in range(8):
 
 @pytest.mark.skipif(sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="one CPU")
 def test_real_time_caller_lets_a_worker_finish(python):
-    """Yielding, it waited for the 50 ms of each second that the kernel keeps for other threads."""
+    """If it only yielded, it would wait for the 50 ms a second that the kernel leaves to others."""
     result = python(REAL_TIME)
     if "PermissionError" in result.stderr:
         pytest.skip("may not make a real-time thread")
@@ -96,7 +96,7 @@ faulthandler.enable()
 x = np.memmap("x", np.float32, "w+", shape=(1024, 4096))
 out = np.empty_like(x)
 fastrms.set_num_threads(2)
-for _ in range(20):  # the worker is awake then, and has the last rows for its own
+for _ in range(20):  # wakes the worker, which begins with the last rows
     fastrms.rms_norm(x, out=out)
 os.truncate("x", x.nbytes - 4096)
 fastrms.rms_norm(x, out=out)

@@ -1,4 +1,4 @@
-"""The model of the pool's protocol: every state is in order, and each planted fault is found."""
+"""The model of the pool's protocol: every state is valid, and each planted fault is found."""
 
 import pytest
 

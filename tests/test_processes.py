@@ -1,4 +1,4 @@
-"""Processes that fork, and threads of the caller."""
+"""Forked processes, and calls from several threads."""
 
 import multiprocessing
 import sys
@@ -75,7 +75,7 @@ def test_multiprocessing(python, tmp_path, method):
 
 
 def test_eight_threads_and_shared_inputs(draw):
-    """10,000 calls each, with every input shared and every output its own."""
+    """Each thread makes 10,000 calls, which share every input and no output."""
     x, dy, weight = draw(3, 200), draw(3, 200), draw(200)
     y = fastrms.rms_norm(x, weight)
     dx, dweight = fastrms.rms_norm_backward(dy, x, weight)
@@ -103,7 +103,7 @@ def test_eight_threads_and_shared_inputs(draw):
 
 
 def test_thread_with_a_small_stack(isa, draw):
-    """64 KiB hold a call of every function; Python itself asks for 32 at least."""
+    """64 KiB are enough for a call of every function; Python's minimum is 32."""
     x, dy, weight = draw(600, 700), draw(600, 700), draw(700)
     expected = fastrms.rms_norm(x, weight).tobytes()
     gradients = [a.tobytes() for a in fastrms.rms_norm_backward(dy, x, weight)]

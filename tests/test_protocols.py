@@ -1,4 +1,4 @@
-"""Arrays of other libraries: refused with the way out, and that way out works."""
+"""Arrays of other libraries: the error suggests a conversion, and that conversion works."""
 
 import numpy as np
 import pytest
@@ -25,14 +25,14 @@ class ArrayUfunc:
 
 
 class Duck:
-    """What has no protocol but NumPy's conversion, which would be a hidden copy."""
+    """An object whose only protocol is NumPy's conversion, which would be a hidden copy."""
 
     def __array__(self, dtype=None, copy=None):
         raise AssertionError("fastrms converted an array")
 
 
 class Exported:
-    """An array of another library, known by DLPack alone."""
+    """An array of another library, which exports DLPack alone."""
 
     def __init__(self, values):
         self.values = values
@@ -112,7 +112,7 @@ def test_torch(draw):
     assert fastrms.rms_norm(tensor.numpy()).tobytes() == fastrms.rms_norm(x).tobytes()
 
 
-# With numpy and these imported first, to import fastrms and use it must not add one of them.
+# Importing fastrms and calling it imports none of these libraries.
 def test_import_brings_no_engine(python):
     run = python(
         "import sys, numpy, fastrms, fastrms.__main__\n"

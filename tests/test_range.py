@@ -1,7 +1,7 @@
 """The whole float32 range, exponent by exponent, and inputs made to cancel: the same bounds.
 
-Where a kernel changes its way of computing, at whatever size, a sweep over every exponent crosses
-the border; and what a float32 intermediate would lose, some pair of scales shows.
+A sweep over every exponent crosses each limit at which a kernel changes its path. If a float32
+intermediate overflowed or lost bits, some pair of scales would show it.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def _clip(values):
 
 @pytest.fixture
 def sweep(rng):
-    """Return a function from n to one row for each exponent of float32, none of them zero."""
+    """Return a function from n to nonzero rows, one for each exponent of float32."""
 
     def rows(n):
         values = _clip(np.ldexp(rng.standard_normal((len(EXPONENTS), n)), EXPONENTS[:, None]))
@@ -36,7 +36,7 @@ def sweep(rng):
 
 @pytest.fixture
 def wild(rng):
-    """Return a function to values whose exponents are uniform, so that each row spans many."""
+    """Return a function that draws values of uniform exponents, so that each row spans many."""
 
     def values(shape, low, high):
         magnitude = np.exp2(rng.uniform(low, high, shape))
@@ -46,7 +46,7 @@ def wild(rng):
 
 
 def _assert_forward(x, weight, eps, weight_offset=0.0):
-    with np.errstate(over="ignore"):  # a true result beyond float32 is Inf in both
+    with np.errstate(over="ignore"):  # a result beyond float32 is Inf in both
         y = fastrms.rms_norm(x, weight, eps, weight_offset=weight_offset)
         exact = reference.rms_norm(x, weight, eps, weight_offset=weight_offset)
         assert ulps(y, exact) <= FORWARD_ULP
@@ -68,7 +68,7 @@ def test_every_exponent_of_x(isa, rng, sweep, eps, n):
     dy = rng.standard_normal(x.shape, dtype=np.float32)
     _assert_forward(x, weight, eps, weight_offset=1.0)
     _assert_backward(dy, x, None, eps)
-    for row in range(len(x)):  # one by one, for a sum of rows has the scale of its largest
+    for row in range(len(x)):  # one by one: a sum of rows has the scale of the largest
         _assert_backward(dy[row], x[row], weight, eps)
 
 
@@ -90,7 +90,7 @@ def test_every_exponent_of_weight(isa, rng, sweep, n):
 
 @pytest.mark.parametrize("n", WIDTHS)
 def test_every_exponent_of_eps(isa, rng, n):
-    """From where eps is lost beside the mean square to where it is all there is."""
+    """Sweep eps from far below the mean square to far above it."""
     x, dy = (rng.standard_normal((3, n), dtype=np.float32) for _ in range(2))
     weight = rng.standard_normal(n, dtype=np.float32)
     for exponent in range(-150, 150, 3):
@@ -105,7 +105,7 @@ SPANS = {"small": (-149, -60), "medium": (-30, 30), "large": (60, 128), "all": (
 @pytest.mark.parametrize("of_weight", SPANS)
 @pytest.mark.parametrize("of_x", SPANS)
 def test_wild_rows(isa, wild, of_x, of_weight, eps):
-    """A normalised element may be subnormal, and a large weight bring it back: no bit is lost."""
+    """x / rms may be subnormal, although y under a large weight is not: no bit is lost."""
     _assert_forward(wild((40, 37), *SPANS[of_x]), wild((37,), *SPANS[of_weight]), eps)
 
 
@@ -122,7 +122,7 @@ def test_wild_rows_backward(isa, wild, of_x, of_dy, of_weight, eps):
 @pytest.mark.parametrize("closeness", [0.0, *(10.0**-k for k in range(1, 9))])
 @pytest.mark.parametrize("n", [2, 64, 1000])
 def test_dx_that_cancels(isa, rng, n, closeness, weighted):
-    """dy along x leaves almost nothing of dx; the bound is a fraction of what is left."""
+    """With dy along x, dx cancels nearly to 0; the bound is a fraction of what is left."""
     x = rng.standard_normal((9, n), dtype=np.float32)
     weight = rng.uniform(0.5, 2, n).astype(np.float32) if weighted else None
     along = x if weight is None else x / weight
@@ -133,7 +133,7 @@ def test_dx_that_cancels(isa, rng, n, closeness, weighted):
 
 @pytest.mark.parametrize("n", [100, 300, 1000])
 def test_dx_of_constant_rows(isa, rng, n):
-    """Nothing is left, and the roundings of a sum of equal terms all have one sign."""
+    """dx cancels to 0, while the roundings of a sum of equal terms all have one sign."""
     dy, x, weight = (np.full(n, rng.uniform(0.5, 2), np.float32) for _ in range(3))
     _assert_backward(dy[None], x[None], weight, 0.0)
 
@@ -141,7 +141,7 @@ def test_dx_of_constant_rows(isa, rng, n):
 @pytest.mark.parametrize("scale", [1e-44, 1e-40, 1e-36, 1.0, 1e36])
 @pytest.mark.parametrize("rows", [7, 199, 2053])
 def test_dweight_of_many_rows(isa, rng, rows, scale):
-    """Terms that are subnormal, or near the end of the range, one by one, and not in their sum."""
+    """Single terms are subnormal or near the end of the range, their sum is not."""
     x = rng.standard_normal((rows, 33), dtype=np.float32)
     dy = _clip(rng.standard_normal(x.shape) * scale)
     _assert_backward(dy, x, np.ones(33, np.float32), 1e-5)
@@ -149,7 +149,7 @@ def test_dweight_of_many_rows(isa, rng, rows, scale):
 
 @pytest.mark.parametrize("rows", [8, 200, 2048])
 def test_dweight_that_cancels(isa, rng, rows):
-    """Every row and its opposite: nothing is left, to within the bound on the terms."""
+    """Pair every row with its opposite: dweight is 0, to within the bound on the terms."""
     x = rng.standard_normal((rows, 33), dtype=np.float32)
     dy = rng.standard_normal(x.shape, dtype=np.float32)
     x[1::2], dy[1::2] = x[::2], -dy[::2]
@@ -158,7 +158,7 @@ def test_dweight_that_cancels(isa, rng, rows):
 
 
 def test_a_large_offset_scales_up_no_lost_bits(isa):
-    """dy / rms is subnormal in float32, and the factor that brings dx back is in the offset."""
+    """dy / rms is subnormal in float32, but dx is not, because the offset is large."""
     tiny = np.full((3, 5), 1e-45, np.float32)
     dx, _ = fastrms.rms_norm_backward(tiny, tiny, tiny[0], weight_offset=1e30)
     exact, _ = reference.rms_norm_backward(tiny, tiny, tiny[0], weight_offset=1e30)

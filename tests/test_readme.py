@@ -1,4 +1,4 @@
-"""The README's blocks run, its promises have tests, and the docstrings' examples are true."""
+"""The README's blocks run, its promises have tests, and the docstrings' examples are right."""
 
 import doctest
 import re
@@ -26,20 +26,20 @@ def test_readme_blocks_run_in_order():
     names = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
-    # The last block is a residual block's backward: the skip gradient of ones, and dx on top.
+    # The last block is a residual block's backward: dx is added to a skip gradient of ones.
     dx, _ = fastrms.reference.rms_norm_backward(names["dh"], names["residual"], names["weight"])
     np.testing.assert_allclose(names["dskip"], 1 + dx, rtol=0, atol=2e-6)
 
 
 def test_install_lines_need_no_package_index():
-    """Of fastrms itself: before it is published they are of the checkout."""
+    """Install fastrms from the checkout, because it is not published yet."""
     for page in (README, CONTRIBUTING, *TESTS.parent.glob("docs/*.md")):
         lines = re.findall(r"pip install .*", page.read_text("utf-8"))
         assert not [line for line in lines if "fastrms" in line.partition("&&")[0]], page.name
 
 
 def test_a_release_tells_its_address(tmp_path):
-    """README links and pictures work where there is no checkout, and the metadata has URLs."""
+    """README links and pictures work without a checkout, and the metadata has URLs."""
     script = TESTS.parent / ".github" / "address.py"
     if not script.exists():
         pytest.skip("not in the sdist")

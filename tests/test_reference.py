@@ -1,7 +1,7 @@
-"""The reference against calculus and against outside answers; fastrms against those answers too.
+"""The reference against finite differences and outside results; fastrms against those, too.
 
-Everywhere dy averages to something other than zero and weight is not constant: a gradient with
-LayerNorm's mean term, or with the weight left out, would otherwise pass.
+The mean of dy is never zero and weight is never constant: otherwise a gradient with LayerNorm's
+mean term, or without the weight, would pass.
 """
 
 import inspect
@@ -205,7 +205,7 @@ TORCH = {
 
 
 def _assert_fastrms(x, weight, dy, eps, y, dx, dweight):
-    """Hold the compiled functions to answers from outside, within the bounds of fastrms.check."""
+    """Compare the compiled functions with outside results, within the bounds of fastrms.check."""
     bound = FORWARD_ULP_UNWEIGHTED if weight is None else FORWARD_ULP
     assert ulps(fastrms.rms_norm(x, weight, eps), y) <= bound
     computed_dx, computed_dweight = fastrms.rms_norm_backward(dy, x, weight, eps)
@@ -228,7 +228,7 @@ def test_numbers_from_torch(isa, eps):
 
 
 def _torch_answers(torch, x, weight, dy, eps):
-    """Return y, dx and dweight from torch's float64 autograd."""
+    """Return y, dx and dweight from torch's autograd in float64."""
     x = torch.tensor(x, dtype=torch.float64, requires_grad=True)
     if weight is not None:
         weight = torch.tensor(weight, dtype=torch.float64, requires_grad=True)
@@ -256,7 +256,7 @@ def test_torch(rng, shape, eps, weighted):
 
 
 def test_reference_signatures():
-    """The twins are called alike."""
+    """The reference and the compiled functions have the same signatures."""
     for name in FUNCTIONS:
         compiled, defined = getattr(fastrms, name), getattr(reference, name)
         assert _parameters(compiled) == _parameters(defined)

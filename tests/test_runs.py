@@ -1,4 +1,4 @@
-"""Leading axes that no single stride spans: walked in place, with the bits of a contiguous call."""
+"""Leading axes that need several strides: used in place, with the bits of a contiguous call."""
 
 import tracemalloc
 
@@ -54,7 +54,7 @@ def laid_out(draw):
 
 
 def _bits(function, arguments, accumulate=False):
-    """Call, and return the bits of everything that is written."""
+    """Call, and return the bits of every output."""
     options = {"accumulate": True} if accumulate else {}
     getattr(fastrms, function)(**arguments, **options)
     return {name: arguments[name].tobytes() for name in OUTPUTS[function]}
@@ -80,7 +80,7 @@ def test_an_input_alone(isa, threads, arrays, laid_out, unchanged, function, nam
 @pytest.mark.parametrize(("function", "accumulate"), CALLS)
 @pytest.mark.parametrize("layout", WRITABLE)
 def test_all_arrays(isa, threads, arrays, laid_out, function, accumulate, layout):
-    """Every matrix in this layout, and what lies between its elements stays as it was."""
+    """Use the layout for every matrix; a call changes nothing between its elements."""
     look = WRITABLE[layout][1]
     placed = {name: laid_out(WRITABLE[layout]) for name in MATRICES[function]}
     shape = placed["x"][1].shape
@@ -115,7 +115,7 @@ def test_in_place(isa, threads, arrays, laid_out, function, output, source, layo
 @pytest.mark.parametrize("layout", ["one of a fused qkv", "three axes with gaps"])
 @pytest.mark.parametrize("special", [np.nan, 3e38, 1e-45, 0.0])
 def test_rows_beyond_float32(isa, threads, draw, laid_out, special, layout):
-    """Some rows of a group go to dweight by float64, before the others join it."""
+    """Some rows of a group are added to dweight in float64, before the float32 sum of the rest."""
     _, x = laid_out(WRITABLE[layout])
     x[::3, ..., 5] = special
     arguments = {"dy": draw(*x.shape), "x": x, "weight": draw(N), "dx": np.empty_like(x)}
@@ -126,7 +126,7 @@ def test_rows_beyond_float32(isa, threads, draw, laid_out, special, layout):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_nothing_is_copied(draw, arrays, function):
-    """Neither of what is read nor of what is written."""
+    """A call copies neither inputs nor outputs."""
     shape = (64, 16, 128)
     arguments = arrays(function, *shape)
     for name in MATRICES[function]:
@@ -140,7 +140,7 @@ def test_nothing_is_copied(draw, arrays, function):
 
 
 def test_streamed_past_the_caches(isa, threads, draw):
-    """Rows on cache lines, of more bytes than the caches are taken to hold."""
+    """Use rows aligned to cache lines, with cache sizes set below the size of the arrays."""
     previous = _core.set_caches(1 << 12, 1 << 12, 1, True)
     try:
         for n in (64, 576):
@@ -156,7 +156,7 @@ def test_streamed_past_the_caches(isa, threads, draw):
 
 @pytest.mark.parametrize("strides", [(5 * N, N - 1), (N, N), (N, 2 * N), (2 * N, N), (-N, 2 * N)])
 def test_an_output_whose_rows_overlap(isa, threads, draw, strides):
-    """As if the rows were written one after the other, whatever the threads."""
+    """The result is as if rows were written one after the other, on any number of threads."""
     memory, x = draw(40 * N), draw(4, 5, N)
     expected = memory.copy()
 
@@ -170,7 +170,7 @@ def test_an_output_whose_rows_overlap(isa, threads, draw, strides):
 
 
 def test_qk_norm_on_a_fused_qkv(isa, draw):
-    """In place, q and k each with its weight; v stays."""
+    """Normalise q and k in place, each with its weight; v stays unchanged."""
     qkv, weights = draw(37, 3, 4, 128), draw(2, 128)
     exact = qkv.astype(np.float64)
     for i in range(2):
@@ -184,8 +184,7 @@ def test_qk_norm_on_a_fused_qkv(isa, draw):
 
 
 def test_more_axes_than_anyone_has(isa, draw):
-    """As many as NumPy has in this release; twelve of them are longer than 1, and none goes on with
-    another."""
+    """Use as many axes as NumPy allows; twelve are longer than 1, and no two of them merge."""
     most = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
     every_other = draw(*(3,) * 12)[(slice(None, None, 2),) * 12]
     x = every_other[(..., *(None,) * (most - 12))]
@@ -194,7 +193,7 @@ def test_more_axes_than_anyone_has(isa, draw):
 
 
 def test_axes_go_on_by_a_product_of_stride_and_length(isa, draw):
-    """Strides of 7 and 5 floats, two rows each: 7 is 5 + 2, and not 5 * 2."""
+    """Axes with strides of 7 and 5 floats, two rows each, do not merge: 7 is not 5 * 2."""
     x, memory = draw(2, 2, 2), draw(14)
     stream = np.lib.stride_tricks.as_strided(memory, (2, 2, 2), (28, 20, 4))
     expected = stream.copy()

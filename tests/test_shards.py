@@ -1,4 +1,4 @@
-"""The functions for a split last axis: the sums, and the parts put together, against the whole."""
+"""The functions for a split last axis: the sums, and the parts together against the whole."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from fastrms.check import (
     ulps,
 )
 
-# float64 throughout: 2**-53 a rounding, of which a sum of 5,125 terms has some.
+# float64 throughout: 2**-53 a rounding, and a sum of 5,125 terms has many.
 FLOAT64 = 1e-12
 LENGTHS = (1, 5, 15, 16, 17, 33, 100, 127, 128, 129, 300, 1000, 5125)
 SCALES = (1.0, 1e-30, 1e-45, 1e19, 1e37)
@@ -73,7 +73,7 @@ def test_sums_are_exact_to_their_bounds(isa, problem, n, scale):
 def test_parts_make_the_whole(problem, n, parts, scale):
     dy, x, weight = problem(n, scale=scale)
     eps = 1e-5 if scale == 1 else 0.0
-    x[3] = x[4]  # eps 0 makes NaN of a null row
+    x[3] = x[4]  # a row of zeros gives NaN if eps is 0
     cuts = pieces(n, parts)
     squares = sum(fastrms.sum_squares(x[:, cut]) for cut in cuts)
     products = sum(fastrms.sum_products(dy[:, cut], x[:, cut], weight[cut]) for cut in cuts)
@@ -113,7 +113,7 @@ def test_one_row_alone_is_its_row(problem):
 
 
 def test_the_longest_row_and_the_largest_weight_stay_in_float32(isa):
-    """All of a row in one element: 1 / rms, scaled by 2**63, times a weight of 2**44."""
+    """One element is all of a long row: 1 / rms, scaled by 2**63, times a weight of 2**44."""
     x, weight = np.eye(1, 64, dtype=np.float32), np.full(64, 2.0**44, np.float32)
     y = fastrms.rms_scale(x, np.ones(1), 2**40 - 1, weight, 0.0)
     assert ulps(y, reference.rms_scale(x, np.ones(1), 2**40 - 1, weight, 0.0)) <= FORWARD_ULP
@@ -206,14 +206,14 @@ def test_size_is_refused(arrays, unchanged, function, size, error, message):
 
 
 def test_a_scalar_is_no_output(draw):
-    """Though it passes for the sum of a single row as an input: nobody would see the result."""
+    """A scalar may be an input, the sum of a single row; as an output it would lose the result."""
     with pytest.raises(TypeError, match=r"out must be .* got a scalar"):
         fastrms.sum_squares(draw(3), out=np.float64(1))
 
 
 @pytest.mark.parametrize("n", range(1, 20))
 def test_an_infinite_offset_reaches_the_row_alone(isa, n):
-    """Not the zeros that fill up its last vector, whose product with it would be NaN."""
+    """The zeros that pad the last vector are left out: times Inf they would be NaN."""
     ones = np.ones((2, n), np.float32)
     sums = fastrms.sum_products(ones, ones, ones[0], weight_offset=np.inf)
     assert np.array_equal(sums, [np.inf, np.inf])

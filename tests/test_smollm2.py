@@ -1,4 +1,4 @@
-"""The example against a float64 norm and against transformers, on the model it fetches.
+"""examples/smollm2.py against a float64 norm and transformers, on the model that it fetches.
 
 Skipped, with the reason, where gguf and tokenizers (or, for some, the peers) are not installed.
 """
@@ -18,10 +18,9 @@ pytest.importorskip("tokenizers", reason=REASON.format("tokenizers"))
 
 QUESTION = "What is the capital of France?"
 
-# Logits reach 39, where one float32 ulp is 2**-18. Sums taken in another order (torch's or NumPy's
-# BLAS, a prompt whole or in steps) moved them by up to 1.1e-4, 29 ulp, through the 30 layers; for
-# QUESTION, 9.1e-5 from transformers. 128 ulp leave room for other BLAS builds and catch the errors
-# that matter: eps 1e-6 for 1e-5 moves the logits by 3e-2, a norm that is off by 1e-5 by 1.7e-3.
+# Logits reach 39, where one float32 ulp is 2**-18. Sums in another order (another BLAS, a prompt
+# whole or in steps) moved them by up to 29 ulp through the 30 layers. 128 ulp leave room for other
+# BLAS builds, and still catch a norm that is off by 1e-5, which moves the logits by 1.7e-3.
 TOLERANCE = 128 * 2.0**-18
 
 
@@ -55,7 +54,7 @@ def greedy(model, prompt, norm, limit=32):
 
 
 def logits(model, tokens, norm, steps):
-    """The logits (T, V) of all T tokens, fed to the cache in pieces of the given sizes."""
+    """Return the logits (T, V) of all T tokens, fed to the cache in pieces of the given sizes."""
     cache, ends = model.new_cache(len(tokens)), np.cumsum(steps)
     pieces = [tokens[end - size : end] for end, size in zip(ends, steps, strict=True)]
     hidden = [model.forward(piece, cache, norm) for piece in pieces]
@@ -69,7 +68,7 @@ def test_answers_paris(model):
 
 
 def test_greedy_tokens_match_a_float64_norm(model):
-    # Along this answer the two likeliest words are never closer than 0.02, 40 times the tolerance.
+    # The two largest logits of this answer differ by 0.02 at least, 40 times the tolerance.
     prompt = encode(model, "Explain in one paragraph why the sky is blue.")
     tokens = greedy(model, prompt, fastrms)
     assert len(tokens) == 32

@@ -1,6 +1,6 @@
-"""NaN, Inf, zero rows, the ends of float32's range, extreme eps: what the formula says, row by row.
+"""NaN, Inf, zero rows, the ends of float32's range, extreme eps: each row follows the formula.
 
-Each expected value follows from the formula on paper; the reference agrees, and is asserted to.
+Each expected value is derived from the formula by hand, or is that of the reference.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def inputs(draw):
 
 
 def _same_values(result, exact):
-    """Compare within a bound, NaN and Inf included; a true value beyond float32 is Inf."""
+    """Return whether values agree within the bound, NaN and Inf included."""
     with np.errstate(over="ignore"):
         return ulps(result, exact) <= FORWARD_ULP
 
@@ -34,7 +34,7 @@ def _same_values(result, exact):
 @SPECIALS
 @COLUMNS
 def test_forward_poisons_its_own_row_alone(isa, inputs, special, column):
-    """NaN / NaN is NaN all along; with Inf the rms is Inf: Inf / Inf is NaN, x / Inf is zero."""
+    """A NaN makes all of its row NaN. An Inf makes rms Inf: Inf / Inf is NaN, x / Inf is zero."""
     x, _, weight = inputs
     clean = fastrms.rms_norm(x, weight)
     x[ROW, column] = special
@@ -49,7 +49,7 @@ def test_forward_poisons_its_own_row_alone(isa, inputs, special, column):
 @COLUMNS
 @pytest.mark.parametrize("poisoned", ["x", "dy"])
 def test_backward_poisons_its_own_row_alone(isa, inputs, special, column, poisoned):
-    """dweight is a sum over rows: NaN, or Inf, exactly where the formula has it."""
+    """dweight, a sum over rows, is NaN or Inf exactly where the formula is."""
     x, dy, weight = inputs
     clean, _ = fastrms.rms_norm_backward(dy, x, weight)
     (x if poisoned == "x" else dy)[ROW, column] = special
@@ -62,7 +62,7 @@ def test_backward_poisons_its_own_row_alone(isa, inputs, special, column, poison
 
 
 def _class(values):
-    """Map to what a value is apart from its size: finite, NaN, or one of the two Infs."""
+    """Replace finite values by 0, and keep NaN and both Infs."""
     return np.where(np.isfinite(values), 0.0, values)
 
 
@@ -80,7 +80,7 @@ def test_weight_poisons_its_own_column(isa, inputs, special, column):
 
 @SPECIALS
 def test_residual_add_of_specials(isa, inputs, special):
-    residual, x, _ = (array.copy() for array in inputs)  # threads may run this side by side
+    residual, x, _ = (array.copy() for array in inputs)  # parallel test threads share inputs
     residual[:2, :2] = special
     x[1:3, 1:3] = -special
     with np.errstate(invalid="ignore"):
@@ -104,7 +104,7 @@ def test_residual_add_of_a_special_scale(isa, scale):
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_zero_row(isa, inputs, weighted, zero):
-    """With eps it gives zeros of its own signs, without eps 0 / 0; its neighbours do not notice."""
+    """With eps, y is zeros of the signs of x; without, 0 / 0. Other rows do not change."""
     x, _, weight = inputs
     weight = np.abs(weight) if weighted else None
     clean = fastrms.rms_norm(x, weight, 0.0)
@@ -125,13 +125,13 @@ def test_zero_row_through_the_fused_call(isa, inputs):
 
 @pytest.mark.parametrize("eps", [1e-30, 1e-5, 4.0])
 def test_gradient_of_a_zero_row(isa, inputs, eps):
-    """There xhat is zero: dx is dy * weight / sqrt(eps), and dweight gets nothing of the row."""
+    """xhat is zero: dx is dy * weight / sqrt(eps), and the row adds nothing to dweight."""
     x, dy, weight = inputs
     x[ROW] = 0
     dx, dweight = fastrms.rms_norm_backward(dy, x, weight, eps)
     exact = dy[ROW].astype(np.float64) * weight / np.sqrt(eps)
     assert np.abs(dx[ROW] - exact).max() <= DX * np.abs(exact).max()
-    louder = dy.copy()  # threads may run this side by side
+    louder = dy.copy()  # parallel test threads share inputs
     louder[ROW] *= 1000
     assert fastrms.rms_norm_backward(louder, x, weight, eps)[1].tobytes() == dweight.tobytes()
 
@@ -160,7 +160,7 @@ def test_infinite_eps(isa, inputs, weighted):
 @pytest.mark.parametrize("eps", [5e-324, 1e-310, 1e-100, 1e-46, 1e100, 1e308])
 @pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-20, 1.0, 1e20, 1e38])
 def test_extreme_eps(isa, inputs, scale, eps):
-    """eps is a double: one below float32's smallest number still keeps a zero row from 0 / 0."""
+    """eps is a double: even below float32's smallest number it keeps a zero row from 0 / 0."""
     x, dy, weight = inputs
     x = np.clip(x, -3, 3) * np.float32(scale)
     assert _same_values(fastrms.rms_norm(x, weight, eps), reference.rms_norm(x, weight, eps))
@@ -174,7 +174,7 @@ def test_extreme_eps(isa, inputs, scale, eps):
 @pytest.mark.parametrize("n", [1, 2, 3, 16, 67, 4096, 100_003])
 @pytest.mark.parametrize("magnitude", [SMALLEST, np.float32(1e-40), FLOAT32_MAX])
 def test_ends_of_the_range_without_eps(isa, n, magnitude):
-    """A constant row is its signs, however small or large: no square vanishes or overflows."""
+    """y of a row of one magnitude is its signs: no square underflows or overflows."""
     signs = np.where(np.arange(n) % 3, 1, -1).astype(np.float32)
     y = fastrms.rms_norm((signs * magnitude)[None], None, 0.0)
     assert ulps(y, signs[None].astype(np.float64)) <= FORWARD_ULP_UNWEIGHTED
@@ -182,7 +182,7 @@ def test_ends_of_the_range_without_eps(isa, n, magnitude):
 
 @pytest.mark.parametrize("n", [2, 17, 4096])
 def test_one_smallest_element_in_a_zero_row(isa, n):
-    """Its norm is sqrt(n): the mean square is below float32's, and near float64's, limits."""
+    """y of this element is sqrt(n), although its mean square is far below float32's range."""
     x = np.zeros((1, n), np.float32)
     x[0, -1] = SMALLEST
     exact = np.zeros((1, n))
@@ -191,7 +191,7 @@ def test_one_smallest_element_in_a_zero_row(isa, n):
 
 
 def test_the_whole_range_in_one_row(isa):
-    """Elements that vanish beside FLOAT32_MAX vanish rightly, and do not disturb it."""
+    """Elements far below FLOAT32_MAX underflow correctly, and do not change its result."""
     x = np.array([[FLOAT32_MAX, 1, SMALLEST, -FLOAT32_MAX]], np.float32)
     y = fastrms.rms_norm(x, None, 0.0)
     assert _same_values(y, reference.rms_norm(x, None, 0.0))
@@ -199,7 +199,7 @@ def test_the_whole_range_in_one_row(isa):
 
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_true_overflow_is_inf(isa, draw, accumulate):
-    """Where the exact result is beyond float32, Inf of its sign; elsewhere the row is exact."""
+    """An exact result beyond float32 becomes Inf of its sign; the rest of the row stays finite."""
     x, weight = np.ones((2, N), np.float32), np.ones(N, np.float32)
     x[:, 0], x[:, 1] = 3, -3
     weight[:2] = FLOAT32_MAX
@@ -210,7 +210,7 @@ def test_true_overflow_is_inf(isa, draw, accumulate):
 
 
 def test_weight_at_the_end_of_the_range(isa):
-    """The product of weight and a large x overflows, their normalised product does not."""
+    """weight * x overflows, weight * x / rms does not."""
     x = np.full((2, N), FLOAT32_MAX)
     weight = np.full(N, FLOAT32_MAX / 2, np.float32)
     exact = np.full((2, N), float(weight[0]))
@@ -218,7 +218,7 @@ def test_weight_at_the_end_of_the_range(isa):
 
 
 def test_gradient_that_overflows(isa):
-    """1 / rms of a subnormal row is beyond float32, and so is dx; dweight is of ordinary size."""
+    """1 / rms of a subnormal row overflows float32, and so does dx; dweight is of ordinary size."""
     x = np.array([[SMALLEST, 2 * SMALLEST]], np.float32)
     dy = np.array([[1, 1]], np.float32)
     dx, dweight = fastrms.rms_norm_backward(dy, x, np.ones(2, np.float32), 0.0)
@@ -248,7 +248,7 @@ def test_dweight_whose_parts_overflow(isa):
 
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 def test_gradient_of_an_infinite_row(isa, inputs, eps):
-    """1 / rms is zero, and Inf * 0 is NaN: the reference and the kernel say it alike."""
+    """1 / rms is zero, and Inf * 0 is NaN."""
     x, dy, weight = inputs
     x[ROW] = np.inf
     dx, dweight = fastrms.rms_norm_backward(dy, x, weight, eps)
@@ -258,7 +258,7 @@ def test_gradient_of_an_infinite_row(isa, inputs, eps):
 
 
 def test_sign_of_zero(isa):
-    """-0.0 stays -0.0, and a negative weight turns it."""
+    """-0.0 stays -0.0, and a negative weight flips the sign."""
     x = np.array([[-0.0, 0.0, 1.0]], np.float32)
     weight = np.array([1, -1, 1], np.float32)
     assert np.signbit(fastrms.rms_norm(x, weight)).tolist() == [[True, True, False]]

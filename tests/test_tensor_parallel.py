@@ -1,4 +1,4 @@
-"""examples/tensor_parallel.py over real MPI ranks, and docs/tensor_parallel.md: its block runs."""
+"""examples/tensor_parallel.py on real MPI ranks; the block of docs/tensor_parallel.md runs."""
 
 import os
 import re
@@ -13,8 +13,8 @@ import pytest
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tensor_parallel.py"
 DOCS = (Path(__file__).parent.parent / "docs" / "tensor_parallel.md").read_text("utf-8")
-# In units of 1 / rms: where it is another float32 than the unsplit row's, its neighbour, xhat moves
-# by under 2 ulp, is rounded to at most 2, and a weight makes that less than 4.
+# In ulp of y, if 1 / rms is rounded to the neighbour of the unsplit row's float32: xhat differs by
+# under 2 ulp before and at most 2 after it is rounded, its product with a weight by less than 4.
 NEIGHBOUR = 4
 # Two results, each within the bound of the README and rounded once more: 2 * 2**-24.
 DX, DWEIGHT = 2 * 2e-6, 2 * 1e-6 + 2**-23
@@ -23,7 +23,7 @@ RUN = f"import runpy; runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
 
 @pytest.fixture(scope="module")
 def on_ranks():
-    """Return a function that runs Python on some MPI ranks; past its time it ends all of them."""
+    """Return a function that runs Python on some MPI ranks, with a timeout that ends them all."""
     pytest.importorskip("mpi4py", reason='mpi4py is not installed: extra "fastrms[mpi]"')
     mpiexec = shutil.which("mpiexec", path=sysconfig.get_path("scripts"))
     if mpiexec is None:
@@ -42,7 +42,7 @@ def on_ranks():
 
 
 def tables(printed):
-    """The tables of a run: columns of each rank -> result -> differ, of, furthest."""
+    """Return the tables of a run: columns of each rank -> result -> differ, of, furthest."""
     found = {}
     for line in printed.splitlines():
         if head := re.fullmatch(r"(\d+) columns: (.*)", line):
@@ -72,9 +72,9 @@ def test_a_split_row_is_the_unsplit_row(on_ranks, ranks):
     assert_close(found, ranks)
     assert {sum(columns) for columns in found} == {4096, 576}
     for columns, results in found.items():
-        # Sums of 53 bits, of which 24 are left in 1 / rms: no row of these 512 is that near.
+        # Sums may differ in the last of 53 bits; 1 / rms rounds to the same 24 in all 512 rows.
         assert results["y"] == (0, 512 * sum(columns), 0)
-        assert results["dx"][0] > 0  # 0 would be a run that compares a result with itself
+        assert results["dx"][0] > 0  # 0 would mean that a result is compared with itself
 
 
 def test_ranks_without_columns(on_ranks):
@@ -102,7 +102,7 @@ if MPI.COMM_WORLD.rank == 1:
 def test_one_rank_that_fails_ends_all(on_ranks, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = on_ranks(2, "-c", FAILING + RUN)
-    # Of its stderr nothing is certain: mpiexec may end before it has passed all on (1 run in 60).
+    # Its stderr is not checked: mpiexec may end before it has passed all on (1 run in 60).
     assert (done.returncode, Path("reached").exists()) == (1, True)
 
 

@@ -1,4 +1,4 @@
-"""`fastrms bench` on a terminal: its table fits, and a progress bar is in nobody's way."""
+"""`fastrms bench` on a terminal: its table fits, and a progress bar disturbs no output."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from fastrms.bench import options, report
 
 from .test_command import COMMAND, TINY
 
-fcntl = pytest.importorskip("fcntl", reason="no terminals of that kind here")
+fcntl = pytest.importorskip("fcntl", reason="no pseudo-terminals here")
 pytest.importorskip("rich", reason="the progress bar needs the extra [bench]")
 import termios  # noqa: E402
 
@@ -21,7 +21,7 @@ LARGEST = "16384x128"
 
 
 def on_terminal(columns, args, **streams):
-    """Run a command, "tty" streams on a terminal; return what that showed, and the pipe's text."""
+    """Run a command, "tty" streams on a terminal; return its lines there, and its piped text."""
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     env = os.environ | {"TERM": "xterm"}

@@ -1,4 +1,4 @@
-"""How many threads there are by default; threadpoolctl."""
+"""The default number of threads; threadpoolctl."""
 
 import math
 import os
@@ -61,7 +61,7 @@ def test_threads_from_the_affinity(python):
     assert python(one + COUNT).stdout.startswith("1\n1, from the CPUs of this process")
 
 
-# The folders of cgroup v2: what each group's cpu.max holds, if it has one.
+# The folders of cgroup v2, each with the content of its cpu.max, if any.
 GROUPS = {
     "": None,
     "free": "max 100000",
@@ -131,7 +131,7 @@ def test_threadpoolctl_limits(restore, api):
 
 
 def test_threadpoolctl_knows_the_process_not_the_thread(restore):
-    """A thread's own limit, dask's, is not what is put back for all of them."""
+    """threadpoolctl restores the number of the process, not the limit of one thread (dask's)."""
     fastrms.set_num_threads(3)
     before = _core.limit_threads(1)
     with threadpoolctl.threadpool_limits(2):
@@ -175,5 +175,5 @@ def test_threadpoolctl_before_or_after(python, imports):
 
 
 def test_threadpoolctl_is_not_imported(python):
-    """Its import sets a variable of the environment that hides an error of OpenMP's."""
+    """Its import sets an environment variable that hides an error of OpenMP."""
     assert python("import fastrms, sys; print('threadpoolctl' in sys.modules)").stdout == "False\n"

@@ -1,4 +1,4 @@
-"""Threads, processes and the settings that come from outside; the extension that must be there."""
+"""Threads, forked processes, settings from the environment; the compiled extension is required."""
 
 import importlib.machinery
 import json
@@ -118,7 +118,7 @@ def test_bad_number_of_threads(restore, bad, error):
 
 @needs_pool
 def test_limit_of_one_thread_of_python(restore):
-    """Adapters whose engine runs calls side by side limit each, and no one else's."""
+    """An adapter whose engine runs calls in parallel limits those calls, and no others."""
     fastrms.set_num_threads(3)
     found = []
     other = threading.Thread(target=lambda: found.append(fastrms.get_num_threads()))
@@ -144,7 +144,7 @@ def test_number_of_any_integer_type(restore):
 @needs_pool
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_workers_take_part(restore, arrays, function):
-    """A call waits for no worker, so a worker's time alone shows that it does anything."""
+    """A call waits for no worker to start, so only a worker's CPU time shows that it took part."""
     fastrms.set_num_threads(2)
     call, arguments = getattr(fastrms, function), arrays(function, *LARGE)
     assert _workers_take_part(lambda: call(**arguments))
@@ -153,7 +153,7 @@ def test_workers_take_part(restore, arrays, function):
 @needs_pool
 @pytest.mark.parametrize("rows", [2, 3, 8])
 def test_workers_take_part_in_long_rows(restore, draw, rows):
-    """A row may be longer than the pieces between which Ctrl-C ends a call."""
+    """A row may be longer than a piece, after which a call checks for signals."""
     fastrms.set_num_threads(2)
     row = draw((1 << 23) + 1)
     x, short = np.broadcast_to(row, (rows, len(row))), draw(rows, 1 << 19)
@@ -168,8 +168,8 @@ def _workers_take_part(call):
             call()
         return time.process_time() - time.thread_time() - before
 
-    # Some 20 calls of 1 ms; a worker that only looks for work takes 0.02 ms of each. A machine that
-    # has other things to do gets more tries: a worker may wait for a CPU for seconds.
+    # 20 calls of about 1 ms, in each of which a worker without work spins for 0.02 ms. A busy
+    # machine, where a worker may wait for a CPU for seconds, gets more tries.
     until = time.monotonic() + 30
     while time.monotonic() < until:
         if time_of_others() > 0.004:
@@ -195,7 +195,7 @@ if child == 0:
     same = fastrms.rms_norm(x).tobytes() == before.tobytes()
     os._exit(not same or fastrms.get_num_threads() != 1)
 _, status = os.waitpid(child, 0)
-after = fastrms.rms_norm(x)  # the parent's pool is its own still
+after = fastrms.rms_norm(x)  # the parent's pool still works
 sys.exit(status != 0 or after.tobytes() != before.tobytes() or fastrms.get_num_threads() != 3)
 """
 
@@ -220,14 +220,14 @@ def test_calls_from_two_threads(threads, draw):
 
 @pytest.fixture
 def no_forced_switch():
-    """Let a thread lose the GIL only where it gives it up itself."""
+    """Let a thread lose the GIL only where it releases it."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1000)
     yield
     sys.setswitchinterval(interval)
 
 
-# Not those with sums, for which NumPy itself lets go of the GIL: np.zeros.
+# Not those with sums: NumPy itself releases the GIL in the np.zeros that they call.
 @pytest.mark.parametrize("function", [f for f in FUNCTIONS if not SUMS[f]])
 def test_gil_is_released(no_forced_switch, restore, arrays, function):
     """Another Python thread makes progress while one large call runs."""
@@ -244,7 +244,7 @@ def test_gil_is_released(no_forced_switch, restore, arrays, function):
     try:
         call = getattr(fastrms, function)
         before = ticks[0]
-        for _ in range(50):  # a machine that has other things to do gets more tries
+        for _ in range(50):  # a busy machine gets more tries
             call(**arguments)
             if ticks[0] > before:
                 break
@@ -255,7 +255,7 @@ def test_gil_is_released(no_forced_switch, restore, arrays, function):
     assert after > before
 
 
-# What it says of itself.
+# show_config and the public names.
 
 
 def test_show_config_prints(capsys):

@@ -1,4 +1,4 @@
-"""fastrms.torch's functions: no copies, torch's gradients, checks of an operator, compiler."""
+"""fastrms.torch's functions: no copies, torch's gradients, opcheck, torch.compile, errors."""
 
 import re
 import shutil
@@ -108,7 +108,7 @@ def test_gradients_do_not_share_memory(tensors):
 
 @pytest.fixture
 def pointers(monkeypatch):
-    """Return a list that takes the addresses of every array that fastrms is given."""
+    """Return a list that records, for each call of fastrms, the addresses of its arrays."""
     seen = []
 
     def watched(function):
@@ -186,7 +186,7 @@ class Block(torch.nn.Module):
         return y + residual
 
 
-# Inductor imports parts of torch that warn of their own age, and calls a C++ compiler.
+# Inductor imports deprecated parts of torch, and calls a C++ compiler.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -275,7 +275,7 @@ def test_what_is_no_tensor_is_named(tensors, wrong):
 
 
 def test_an_expanded_residual_is_refused(tensors):
-    """As torch does: an element of memory would be written once for each row."""
+    """torch raises, too: an element of memory would be written once for each row."""
     x = tensors(False)[0]
     row = torch.zeros(N)
     with pytest.raises(ValueError, match=r"residual must .* got an expanded tensor"):
@@ -286,7 +286,7 @@ def test_an_expanded_residual_is_refused(tensors):
 
 
 class Seen(TorchDispatchMode):
-    """Notes the libraries of the operators that run below it."""
+    """Record the libraries of the operators that run under it."""
 
     def __init__(self):
         super().__init__()

@@ -87,7 +87,7 @@ class ChannelsFirst(Formula):
 
 
 class ImagesOnly(Formula):
-    """Over the last two axes where there are four."""
+    """Normalise over the last two axes if there are four."""
 
     def scale(self, x):
         axes = (-2, -1) if x.ndim == 4 else -1
@@ -134,7 +134,7 @@ class Float64(Formula):
 
 
 class Constant(Formula):
-    """Its eps is not read."""
+    """Do not read eps."""
 
     def scale(self, x):
         return torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)
@@ -174,7 +174,7 @@ DOUBTFUL = [
 @pytest.mark.parametrize("kind", [*OTHERS, *DOUBTFUL])
 def test_leaves_what_computes_something_else(kind, training):
     module = kind().train(training)
-    # With a weight of ones, as models start, its square would not show.
+    # Models start with a weight of ones, which equals its square.
     torch.nn.init.ones_(module.weight)
     names = set(vars(module))
     assert adapter.patch(module) == 0

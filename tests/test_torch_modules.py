@@ -30,7 +30,7 @@ def test_module_is_nn_rms_norm(draw, eps, affine):
     ours.load_state_dict(theirs.state_dict())
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert repr(ours) == repr(theirs)
-    # Small rows, in which eps has its say.
+    # Small rows, in which eps matters.
     x = torch.from_numpy(draw(ROWS, N) * np.float32(1e-3)).requires_grad_()
     weight = ours.weight.detach().numpy() if affine else None
     value = torch.finfo(torch.float32).eps if eps is None else eps
@@ -64,7 +64,7 @@ def test_copies_of_modules_are_independent(draw):
 
 @pytest.fixture(scope="module")
 def bench():
-    """bench/torch_models.py, which builds the models and measures them."""
+    """Import bench/torch_models.py, which builds and measures the models."""
     pytest.importorskip("transformers", reason="transformers is not installed")
     spec = importlib.util.spec_from_file_location(
         "torch_models", CHECKOUT / "bench/torch_models.py"
@@ -74,14 +74,14 @@ def bench():
     return module
 
 
-# Norms a layer: Llama has two, Qwen3 one each for queries and keys more, Gemma 2 one each behind
-# attention and feed-forward more, Gemma 3 all six. And one at the end.
+# Norms a layer: Llama has two, Qwen3 adds one each for queries and keys, Gemma 2 one each behind
+# attention and feed-forward, Gemma 3 has all six. Each model has one more at the end.
 NORMS = dict(llama=2, mistral=2, qwen2=2, qwen3=4, gemma=2, gemma2=4, gemma3_text=6)
 
 
 @pytest.mark.parametrize("family", NORMS)
 def test_patched_transformers_model(bench, family):
-    """Its logits and gradients are as far from the float64 model's as they were before."""
+    """A patched model's logits and gradients stay as close to the float64 model's as before."""
     model = bench.build(family, layers=2, width=128)
     other = copy.deepcopy(model)
     parameters = dict(other.named_parameters())
@@ -92,7 +92,7 @@ def test_patched_transformers_model(bench, family):
     assert list(other.state_dict()) == list(model.state_dict())
     other.load_state_dict(model.state_dict())
     before, after = bench.parity(model, other)
-    # Float32 matmuls make nearly all of the distance; a wrong eps or offset is 1e-2 and more.
+    # Float32 matmuls cause nearly all of the error; a wrong eps or offset causes 1e-2 and more.
     assert 0 < before[0] < 1e-5
     assert all(new < 2 * old for old, new in zip(before, after, strict=True))
 

@@ -1,4 +1,4 @@
-"""fastrms.torch.patch: what it takes, and what the taken modules do."""
+"""fastrms.torch.patch: which modules it patches, and what these then do."""
 
 import copy
 
@@ -15,7 +15,7 @@ from .test_torch import assert_close, gradients  # noqa: E402
 
 
 class Formula(torch.nn.Module):
-    """A norm by another name, with what the subclasses below change in it."""
+    """A norm by another name; each subclass changes one thing."""
 
     def __init__(self, eps=1e-5):
         super().__init__()
