@@ -40,7 +40,7 @@ SHAPES = (
     (2500, 7),
     (1, 30001),
 )
-# Exponents of 2: subnormal, float32 squares that underflow, plain, that overflow, up to 1.7e38.
+# Powers of two: subnormal; float32 squares underflow; plain; squares overflow; up to 1.7e38.
 SCALES = (-140, -70, 0, 70, 125)
 SPECIAL_SHAPES = ((5, 7), (9, 100), (40, 131), (4, 1000))
 WAYS = (
@@ -113,7 +113,7 @@ def zeros(case):
 
 
 def any_bits(case):
-    """Draw from all bit patterns: each exponent is as likely, so one in 256 is NaN or Inf."""
+    """Draw from all bit patterns: exponents are equally likely, so one in 256 is NaN or Inf."""
     x, dy, residual = (noise(case.x.shape, 20 + i).view(np.float32) for i in range(3))
     return case._replace(x=x, dy=dy, residual=residual)
 

@@ -141,7 +141,7 @@ def nearly_parallel(rng, rows, n):
 
 
 def subnormal_terms(rng, rows, n):
-    """Make x / rms subnormal but for column 0: computing it before dy * x / rms would round it."""
+    """Make dy * x / rms subnormal but for column 0; computing x / rms first would round it."""
     x = 2.0**-140 * rng.standard_normal((rows, n))
     x[:, 0] = 1
     return _rows(rng, x, rng.uniform(0.05, 4, x.shape), eps=float(rng.choice((0.0, 1e-5, 1.0))))

@@ -82,7 +82,7 @@ def test_one_shape_shows_the_floor_and_no_cache_is_clipped(tiny, tmp_path, monke
     monkeypatch.setattr(plot.plt, "close", figures.append)
     record = copy.deepcopy(tiny[2])
     record["rows"] = [row for row in record["rows"] if (row["n"], row["op"]) == (64, "forward")]
-    record["rows"][0]["data"] = "outlier"  # leaves the other row out of the picture
+    record["rows"][0]["data"] = "outlier"  # a picture is of one kind of data, here of this row
     (size,) = {row["working_set_bytes"] for row in record["rows"]}
     # One line at the left edge, where its name does not fit on its left, and one at the right edge.
     sides = [{"level": level, "bytes": int(size * x)} for level, x in ((1, 0.96), (2, 1.04))]

@@ -205,7 +205,7 @@ def test_header_and_pxd_say_the_same():
 
 
 def test_arguments_have_the_names_of_python():
-    """C has the same names, and besides sizes, strides, scratch and threads."""
+    """C and Python use the same names; C alone has sizes, strides, scratch and threads."""
     for function in CALLS:
         here = [name for name in NAMES[function] if not name.endswith("_stride")]
         here = [name for name in here if name not in ("rows", "n", "scratch", "threads")]

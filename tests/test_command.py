@@ -25,7 +25,7 @@ COMMAND = (
     "import sys; from fastrms import check; check.SHAPES = ((3, 7),)\n"
     "from fastrms.__main__ import main; sys.exit(main())",
 )
-# Buffered, as a user's Python is: the write at exit must report its error well, too.
+# Buffered, as a user's Python is, so that the last write comes at exit, and may fail there.
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 every_command = pytest.mark.parametrize("args", TINY.values(), ids=TINY)
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

@@ -116,7 +116,7 @@ def test_message_says_what_came(arrays, refuse, function, name, came):
 @pytest.mark.parametrize("wrong", ["the other one", "float16", "byte-swapped", "bytes"])
 @pytest.mark.parametrize(("function", "name"), OUTPUT_ARGUMENTS)
 def test_output_is_not_to_be_converted(arrays, refuse, function, name, wrong):
-    """The message suggests no out.astype(...), a temporary array that would take the result."""
+    """No hint suggests out.astype(...): the result would be lost with that temporary array."""
     arguments = arrays(function)
     wanted = arguments[name].dtype
     arguments[name] = WRONG_TYPES[wrong](arguments[name])

@@ -14,7 +14,7 @@ V4 = [*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"]
 
 @pytest.fixture(scope="module")
 def cpu():
-    """Return /proc/cpuinfo of an x86-64 CPU, without flags that Linux itself does not support."""
+    """Return /proc/cpuinfo of an x86-64 CPU, in which Linux lists only flags that it supports."""
     entries = {}
     if CPUINFO.exists():
         for line in CPUINFO.read_text().splitlines():

@@ -22,7 +22,7 @@ FLOAT32_STACK = 1e-5
 
 @pytest.fixture(autouse=True, scope="module")
 def one_blas_thread():
-    """Use one BLAS thread: on a busy machine a second one waits, ten times as long as it works."""
+    """Use one BLAS thread: a second one makes the study ten times slower on a busy machine."""
     if importlib.util.find_spec("threadpoolctl") is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""This build reproduces the golden digests, which differ if a single bit does."""
+"""This build reproduces the golden digests, and one flipped bit changes a digest."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""fastrms.numba: nopython code gives the bits of the NumPy calls; errors at compile time."""
+"""fastrms.numba: the bits of the NumPy calls in nopython code; errors as it compiles and runs."""
 
 import inspect
 import subprocess

@@ -174,7 +174,7 @@ def test_extreme_eps(isa, inputs, scale, eps):
 @pytest.mark.parametrize("n", [1, 2, 3, 16, 67, 4096, 100_003])
 @pytest.mark.parametrize("magnitude", [SMALLEST, np.float32(1e-40), FLOAT32_MAX])
 def test_ends_of_the_range_without_eps(isa, n, magnitude):
-    """y of a row of one magnitude is its signs: no square underflows or overflows."""
+    """A row of equal magnitudes gives its signs: no square underflows or overflows."""
     signs = np.where(np.arange(n) % 3, 1, -1).astype(np.float32)
     y = fastrms.rms_norm((signs * magnitude)[None], None, 0.0)
     assert ulps(y, signs[None].astype(np.float64)) <= FORWARD_ULP_UNWEIGHTED

@@ -87,7 +87,7 @@ class ChannelsFirst(Formula):
 
 
 class ImagesOnly(Formula):
-    """Normalise over the last two axes if there are four."""
+    """Normalise a 4-d input over its last two axes."""
 
     def scale(self, x):
         axes = (-2, -1) if x.ndim == 4 else -1
