@@ -1,6 +1,6 @@
-# The C interface for Cython: `from fastrms cimport fastrms_api, import_fastrms`, then
-# `import_fastrms()` once, and `fastrms_api.rms_norm(...)`, in nogil functions too. What each
-# function computes and asks for stands in fastrms.h, in the folder fastrms.get_include().
+# The C interface for Cython: `from fastrms cimport fastrms_api, import_fastrms`, call
+# `import_fastrms()` once, then `fastrms_api.rms_norm(...)`, with or without the GIL. fastrms.h, in
+# the folder fastrms.get_include(), documents every function and its arguments.
 
 cdef extern from "fastrms.h" nogil:
     enum:

@@ -1,6 +1,7 @@
 """RMSNorm and the residual add for NumPy on the CPU, forward and backward.
 
-``rms_norm(x) = x / sqrt(mean(x**2) + eps) * weight`` over the last axis of float32 arrays.
+``rms_norm(x) = x / sqrt(mean(x**2) + eps) * weight`` over the last axis of float32 arrays (Zhang &
+Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467).
 `fastrms.reference` defines every function in plain NumPy and float64.
 """
 
@@ -8,7 +9,7 @@ import sys as _sys
 from pathlib import Path as _Path
 
 try:
-    # NumPy's C code imports it, and takes a Ctrl-C in there for a broken install (7 of 150 tries).
+    # NumPy's C code imports it, and reports a Ctrl-C there as a broken install (7 of 150 tries).
     import datetime as _datetime  # noqa: F401
 
     from ._core import (
@@ -23,15 +24,15 @@ try:
         sum_products,
         sum_squares,
     )
-    from ._threads import COUNT as _COUNT  # noqa: F401 (it reads FASTRMS_NUM_THREADS)
+    from ._threads import COUNT as _COUNT  # noqa: F401 (importing it sets the threads)
 except (ImportError, KeyboardInterrupt) as error:
     if isinstance(error, ModuleNotFoundError) and error.name == "fastrms._core":
         error = ImportError(
-            "fastrms._core, the compiled extension, is not here: this is an unbuilt checkout or a "
-            "broken install. Run `python -m pip install .`, then Python outside of the checkout "
-            "(or `python -m pip install -e .` to work inside it)."
+            "fastrms._core, the compiled extension, is missing: this is an unbuilt checkout or a "
+            "broken install. Run `python -m pip install .` and start Python outside of the "
+            "checkout, or run `python -m pip install -e .` to work inside it."
         )
-    # The command, `fastrms` or `python -m fastrms`, imports this before it can catch anything.
+    # `fastrms` and `python -m fastrms` import this module before main() can catch an exception.
     if _Path((getattr(_sys, "argv", None) or [""])[0]).stem in ("-m", "fastrms"):
         stopped = isinstance(error, KeyboardInterrupt)
         print(f"fastrms: {'stopped by Ctrl-C' if stopped else error}", file=_sys.stderr)

@@ -1,4 +1,4 @@
-"""The command line: `fastrms` and `python -m fastrms`. It parses, calls, and reports; no more."""
+"""The command line, `fastrms` and `python -m fastrms`: parse arguments, call, report errors."""
 
 import argparse
 import functools
@@ -11,21 +11,21 @@ from . import __version__, _arguments, _config, bench, check, demo
 class Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(**options)
-        self.set_defaults(name=self.prog)  # of the innermost command: its values are set last
+        self.set_defaults(name=self.prog)  # the innermost command's, which is set last
 
     def error(self, message):
-        """Refuse on one line: the reason, and where help is."""
+        """Exit with 2 and one line: the reason, and how to get help."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
     def parse_known_args(self, args=None, namespace=None):
-        """Refuse what is unknown here, in the command's own name: argparse leaves it to the top."""
+        """Reject unknown arguments in the subcommand's name; argparse leaves that to the parent."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return namespace, unknown
 
     def _print_message(self, message, file=None):
-        """Let an error of stdout through, for main: argparse passes over it."""
+        """Let an OSError of stdout reach main; argparse would swallow it."""
         if message and file is sys.stdout:
             file.write(message)
         else:
@@ -42,11 +42,11 @@ def build_parser():
     _arguments.add_json(info)
     info.set_defaults(run=run_info)
 
-    check_ = add("check", "check every function on this machine, now: its largest error")
+    check_ = add("check", "measure the largest error of every function on this machine")
     _arguments.add_json(check_)
     check_.set_defaults(run=lambda args: check.run(args.json))
 
-    bench_ = add("bench", "time every function beside the price of a copy")
+    bench_ = add("bench", "time every function against a copy of its arrays")
     bench.add_arguments(bench_)
     bench_.set_defaults(run=bench.run)
 
@@ -64,13 +64,13 @@ def run_info(args):
 
 
 def main(argv=None):
-    """Run one command and return its exit code: 2 for what it refuses, with the reason on a line.
+    """Run one command and return its exit code: 2 for an error, with the reason on one line.
 
-    130 after Ctrl-C and 141 where nobody reads the output are what a shell gives for the signals.
+    130 after Ctrl-C and 141 after a closed pipe are the codes that a shell gives these signals.
     """
     for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # closed by the caller: print() is silent then, too
-            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115 (for good)
+        if getattr(sys, stream) is None:  # closed by the caller: be silent, as print() is
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115 (stays open)
     name = "fastrms"
     try:
         try:
@@ -90,7 +90,7 @@ def main(argv=None):
 
 
 def flush_stdout():
-    """Meet an error of stdout here, and once: Python would flush again, and complain, at exit."""
+    """Flush, and raise an error only once: at exit Python would flush again, and complain."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""What the commands' arguments share: lists, files to write, and JSON in a file or on stdout."""
+"""Argument types that the commands share, and JSON output to a file or to stdout."""
 
 import argparse
 import json
@@ -10,12 +10,12 @@ STDOUT = Path("-")
 
 
 def several(parse):
-    """Return a type for action="extend": one value, or more of them with commas between."""
+    """Return a type for action="extend": one or more values, separated by commas."""
     return lambda text: [parse(part.strip()) for part in text.split(",")]
 
 
 def whole(least, most=None):
-    """Return a type for the whole numbers of a range."""
+    """Return a type for whole numbers from `least` to `most`."""
     wanted = f"of {least} or more" if most is None else f"from {least} to {most}"
 
     def parse(text):
@@ -35,7 +35,7 @@ def positive(text):
 
 
 def between(least, most):
-    """Return a type for the numbers of a range."""
+    """Return a type for numbers from `least` to `most`."""
 
     def parse(text):
         value = number(text)
@@ -54,9 +54,9 @@ def number(text):
 
 
 def writable(text):
-    """Return the path of a file that can be written; it is left as it was."""
+    """Return the path of a writable file; checking it leaves the file as it was."""
     if not text:
-        raise argparse.ArgumentTypeError("wants the name of a file, got ''")
+        raise argparse.ArgumentTypeError("must be the name of a file, got ''")
     path = Path(text)
     existed = path.exists()
     try:
@@ -76,7 +76,7 @@ def picture(text):
 
 
 def add_command(commands, name, text):
-    """Add a subparser whose own --help says what the list of commands does."""
+    """Add a subparser; `text` describes it in the list of commands and in its own --help."""
     return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
 
 
@@ -87,7 +87,7 @@ def add_json(parser):
         const=STDOUT,
         type=lambda text: STDOUT if text == "-" else writable(text),
         metavar="FILE",
-        help="write every figure as JSON; without FILE, or as -, to stdout, and nothing else there",
+        help="write all figures as JSON to FILE; if it is - or left out, to stdout, alone there",
     )
 
 
@@ -101,7 +101,7 @@ def write_json(value, path):
 
 
 def _finite(value):
-    """Return a value with null for infinity and NaN, which JSON has not."""
+    """Replace infinity and NaN, which JSON lacks, by None."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

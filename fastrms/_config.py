@@ -1,4 +1,4 @@
-"""What this installation is: versions, compiler, instruction set, threads; where its header is."""
+"""Describe this installation: versions, compiler, instruction set, threads, folder of fastrms.h."""
 
 import platform
 from pathlib import Path
@@ -44,7 +44,7 @@ def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, dict[s
 
 
 def get_include() -> str:
-    """Return the folder of ``fastrms.h``, for what is compiled against the C interface."""
+    """Return the folder of ``fastrms.h``: the include path for code that uses the C interface."""
     return str(Path(__file__).parent / "include")
 
 

@@ -6,8 +6,8 @@ from typing_extensions import Buffer
 
 _Float32Array: TypeAlias = NDArray[np.float32]
 _Float64Array: TypeAlias = NDArray[np.float64]
-# Whatever exports a native float32 buffer, ndarrays first of all. A type checker knows no buffer's
-# dtype: it lets an ndarray of float64 pass, which the call refuses.
+# Any object that exports a native float32 buffer. Buffer carries no dtype, so type checkers also
+# accept an ndarray of float64, for which the call raises TypeError.
 _Float32Buffer: TypeAlias = _Float32Array | Buffer
 _Out = TypeVar("_Out", bound=_Float32Buffer)
 _Sums = TypeVar("_Sums", bound=_Float64Array)

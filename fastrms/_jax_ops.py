@@ -1,5 +1,6 @@
-"""What is behind fastrms.jax: the custom calls, the formula for what they do not take, and the
-gradients of both. It checks nothing.
+"""The operations of fastrms.jax, on checked arguments: XLA custom calls, and their gradients.
+
+Types and platforms without a custom call get the formula in jax.numpy.
 """
 
 from functools import partial
@@ -16,11 +17,11 @@ for _name, _target in _jax.targets.items():
     jax.ffi.register_ffi_target(_name, _target, platform="cpu")
 
 
-# ---- the formula: the other types, the other platforms ----------------------------------------
+# ---- the formula, for other types and platforms -----------------------------------------------
 
 
 def formula(x, weight, eps, weight_offset):
-    """In float32 at least, and the type of x; a float16's square would overflow."""
+    """Return y in x's type, computed in float32 or wider: the square of a float16 may overflow."""
     wide = x.astype(jnp.promote_types(x.dtype, np.float32))
     y = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     if weight is not None:
@@ -48,8 +49,8 @@ def add_formula_gradient(dy, total, dtotal, weight, eps, weight_offset):
 def call(target, arrays, weight, eps, weight_offset, *, in_place=None, gradient=False):
     """Call `target` on arrays of one shape, (..., n); weight is (n,).
 
-    Rows are rows, so an axis of vmap is one more leading axis of the arrays. It is one of the
-    weight too, of length 1 where they share one weight, and of dweight: src/_jax.c.
+    vmap adds one more leading axis to the arrays, to the weight (of length 1 if all share it), and
+    to dweight.
     """
     outputs = 2 if in_place is not None and not gradient else 1
     weights = () if weight is None else (weight,)
@@ -102,7 +103,7 @@ def with_dweight(results):
     return results if len(results) == 2 else (*results, None)
 
 
-# ---- with their gradients ---------------------------------------------------------------------
+# ---- both, with gradients ---------------------------------------------------------------------
 
 
 def on_cpu(kernel, other, arrays, numbers) -> Any:
@@ -144,6 +145,6 @@ def add_norm_backward(*given):
 
 norm.defvjp(norm_forward, norm_backward)
 add_norm.defvjp(add_norm_forward, add_norm_backward)
-# Without jax.jit around it a call would dispatch its few operations one by one.
+# Jitted, because a call outside of jax.jit would dispatch its operations one by one.
 compiled_norm = jax.jit(norm, static_argnums=(2, 3))
 compiled_add_norm = jax.jit(add_norm, static_argnums=(3, 4))

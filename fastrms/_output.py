@@ -1,4 +1,4 @@
-"""What the commands' output shares: a progress bar beside it, and counts in words."""
+"""Output that the commands share: a progress bar, and counts in words."""
 
 import sys
 
@@ -8,7 +8,7 @@ def counted(number, thing):
 
 
 def progress(items, total):
-    """Yield the items; on a terminal's stderr a bar shows how many of them have come."""
+    """Yield the items; if stderr is a terminal, a bar there shows how many have come."""
     if not sys.stderr.isatty():
         yield from items
         return
@@ -21,7 +21,7 @@ def progress(items, total):
         yield from items
         return
     columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    # rich prints above its bar, on stderr, what it redirects: not where stdout is a file.
+    # rich sends redirected output to stderr, above its bar: leave stdout alone if it is a file.
     console, above = Console(stderr=True), sys.stdout.isatty()
     with Progress(*columns, console=console, transient=True, redirect_stdout=above) as bar:
         task = bar.add_task("", total=total)

@@ -1,4 +1,4 @@
-"""How many threads a call may use by default, and threadpoolctl, which may set it."""
+"""Set the default number of threads, and register with threadpoolctl, which may change it."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from ._version import __version__
 
 
 def default(environ=os.environ):
-    """Return how many threads to use, and what says so."""
+    """Return the default number of threads, and the setting that it comes from."""
     own = environ.get("FASTRMS_NUM_THREADS")
     if own:
         if not 1 <= _number(own) <= MOST_THREADS:
@@ -22,7 +22,7 @@ def default(environ=os.environ):
         return _number(own), "FASTRMS_NUM_THREADS"
     if not _core.build_info()["pool"]:
         return 1, "a build without threads"
-    # OpenMP reads "4,2" as 4 threads of 2 each, and ignores nonsense.
+    # Like OpenMP, read "4,2" as 4 threads (of 2 nested ones each), and ignore nonsense.
     openmp = _number(environ.get("OMP_NUM_THREADS", "").partition(",")[0])
     if openmp >= 1:
         return min(openmp, MOST_THREADS), "OMP_NUM_THREADS"
@@ -33,7 +33,7 @@ def default(environ=os.environ):
 
 
 def _number(text):
-    """Return the integer that a text is, or 0; 1_0 is Python's alone."""
+    """Return the integer that `text` spells, or 0; Python's own notation, 1_0, counts as none."""
     try:
         return int(text) if text.isascii() and "_" not in text else 0
     except ValueError:
@@ -47,24 +47,24 @@ def _cpus():
 
 
 def cgroup_quota(root="/sys/fs/cgroup", membership="/proc/self/cgroup"):
-    """Return how many CPUs' time the process may use by cgroup v2: the least that its own group or
-    one around it allows, infinity where none sets a limit."""
+    """Return the process's CPU quota under cgroup v2, in CPUs; infinity without a limit.
+    It is the smallest quota of the process's own group and the groups around it."""
     least, root = math.inf, Path(root)
     with suppress(OSError, StopIteration):
         lines = Path(membership).read_text().splitlines()
         group = root / next(line[4:] for line in lines if line.startswith("0::/"))
         for folder in (group, *group.parents):
-            # The root has no limit, and in a container its group may lie beyond what it sees.
+            # The root has no such file, and a container may not see its own group's.
             with suppress(OSError, ValueError):
                 limit, period = (folder / "cpu.max").read_text().split()
-                least = min(least, int(limit) / int(period))  # or "max"
+                least = min(least, int(limit) / int(period))  # "max" raises: no limit
             if folder == root:
                 break
     return least
 
 
 def register(threadpoolctl):
-    """Make threadpoolctl see fastrms: its limits are set_num_threads, for all threads."""
+    """Register fastrms with threadpoolctl; its limits call set_num_threads, for all threads."""
 
     class Controller(threadpoolctl.LibController):
         user_api = internal_api = "fastrms"
@@ -84,14 +84,14 @@ def register(threadpoolctl):
 
 
 class RegisterLater:
-    """Finds threadpoolctl when it is imported after fastrms. To import it for its user would set
-    KMP_DUPLICATE_LIB_OK, which hides an error of OpenMP's."""
+    """Register fastrms as soon as threadpoolctl is imported. To import it here would set
+    KMP_DUPLICATE_LIB_OK, which hides an OpenMP error."""
 
     @staticmethod
     def find_spec(name, path=None, target=None):
         spec = PathFinder.find_spec(name, path) if name == "threadpoolctl" else None
         if spec is not None:
-            spec.loader = copy(spec.loader)  # that of a zip is the whole zip's
+            spec.loader = copy(spec.loader)  # all modules of a zip share one loader
             execute = spec.loader.exec_module
 
             def execute_and_register(module):

@@ -1,8 +1,8 @@
-"""Which modules `fastrms.torch.patch` takes: those that are an RMSNorm wherever they are tried.
+"""Recognise the modules that `fastrms.torch.patch` may replace: those that compute an RMSNorm.
 
-Tried are results and gradients for inputs of 2 to 4 axes, in eval and in train mode, with the
-module's eps and another one, against torch's own norm in float64. It refuses what it doubts: a
-module that holds more than a weight and an eps, or that takes rows of another length.
+A trial compares results and gradients with torch's own norm in float64, for inputs of 2 to 4 axes,
+in eval and in train mode, with the module's eps and another one. A module that holds more than a
+weight and an eps, or accepts rows of another length, is not recognised.
 """
 
 import copy
@@ -18,7 +18,7 @@ RANKS = (2, 3, 4)
 
 
 def find(module):
-    """Return the name of the module's eps, that of its input, and its weight_offset, or None."""
+    """Return the names of the module's eps and input, and its weight_offset; None if no RMSNorm."""
     names = [name for name in ("variance_epsilon", "eps") if hasattr(module, name)]
     inputs = list(inspect.signature(module.forward).parameters.values())
     if (
@@ -34,7 +34,7 @@ def find(module):
 
 
 def only_weight_and_eps(module, eps_name):
-    """Whether no other number, parameter, buffer or module could change what it computes later."""
+    """Return whether no other number, parameter, buffer or module could change later results."""
     weight = getattr(module, "weight", None)
     others = [value for name, value in vars(module).items() if name != eps_name]
     return (
@@ -54,22 +54,22 @@ def is_eps(eps):
 
 
 def default_eps(eps):
-    """Return what torch takes for eps=None in float32."""
+    """Return eps; for None, the value that torch uses in float32."""
     return torch.finfo(torch.float32).eps if eps is None else eps
 
 
 @torch.random.fork_rng(devices=[])
 @torch.inference_mode(False)
 def is_norm(module, eps_name, weight_offset):
-    """Whether the module's class does to random rows what an RMSNorm does, and nothing else."""
+    """Return whether the module's class computes an RMSNorm of random rows, with no side effect."""
     generator = torch.Generator("cpu").manual_seed(0)
     draw = partial(torch.randn, generator=generator, dtype=torch.float32, device="cpu")
     weight = nn.Parameter(draw(module.weight.shape))
     x, dy = draw(2, 2, 3, len(weight)), draw(2, 2, 3, len(weight))
-    trial = copy.copy(module)  # without the hooks' effects: its forward is called, not itself
+    trial = copy.copy(module)  # only its forward is called, so that no hook runs
     trial._parameters = {"weight": weight}
-    forward, chance = partial(type(module).forward, trial), torch.get_rng_state()
-    two_eps = cycle((getattr(module, eps_name), 0.25))  # so both in each mode, both for each rank
+    forward, rng_state = partial(type(module).forward, trial), torch.get_rng_state()
+    two_eps = cycle((getattr(module, eps_name), 0.25))  # each mode and each rank meets both
     for eps, (training, rank) in zip(two_eps, product((False, True), RANKS), strict=False):
         vars(trial).update({eps_name: eps, "training": training})
         state = dict(vars(trial))
@@ -79,15 +79,15 @@ def is_norm(module, eps_name, weight_offset):
             got = results(forward, rows, weight, dys)
             if not all(map(close, got, wanted)) or vars(trial) != state:
                 return False
-        except Exception:  # it does not take this input, or changes it, or has no gradient
+        except Exception:  # rejects this input, writes to it, or has no gradient
             return False
         if not refuses(forward, torch.cat([rows, rows], -1)):
             return False
-    return torch.equal(chance, torch.get_rng_state())
+    return torch.equal(rng_state, torch.get_rng_state())
 
 
 def sizes(eps):
-    """Beside an ordinary row, one as small as eps, where its value and place show, and a large."""
+    """Return factors for an ordinary row, a row that shows eps and its place, and a large row."""
     small = max(default_eps(eps) ** 0.5, 1e-8)
     return torch.tensor([[1.0], [small], [1e6]], dtype=torch.float32, device="cpu")
 
@@ -105,14 +105,14 @@ def results(function, x, weight, dy):
 
 
 def close(got, wanted):
-    """Whether both are within float32 roundings of the exact value, as a part of the row's size."""
+    """Return whether shape and dtype agree, and values to 1e-5 of the row's largest element."""
     tolerance = 1e-5 * wanted.abs().amax(-1, keepdim=True)
     same_kind = got.shape == wanted.shape and got.dtype is wanted.dtype
     return same_kind and bool(((got - wanted).abs() <= tolerance).all())
 
 
 def refuses(forward, x):
-    """Whether it takes no rows of another length: norms of heads do, and weights of one number."""
+    """Return whether forward raises for x; norms of heads, and weights of one number, accept it."""
     try:
         forward(x)
     except Exception:

@@ -1,6 +1,6 @@
 """`fastrms check`: every function x instruction set x thread count x shape, against the reference.
 
-The bounds that fastrms promises stand here, once, with their reasons; the tests use them too.
+The bounds that fastrms promises are defined here, once, with their reasons; the tests use them too.
 """
 
 import functools
@@ -13,15 +13,15 @@ import fastrms
 
 from . import _arguments, _core, _output, reference
 
-# In ulp of the exact result, the unit of whose binade is more than u = 2**-24 of it: the sum of
-# squares is exact but for float64's roundings, so 1 / rms, x / rms and the product with weight
-# round once each, by at most u of the result.
+# In ulp of the exact result, where one ulp is more than u = 2**-24 of it. The sum of squares has
+# only float64's roundings, so 1 / rms, x / rms and the product with weight round once each, by at
+# most u of the result.
 FORWARD_ULP = 3.0
 FORWARD_ULP_UNWEIGHTED = 2.0
-# Of the largest |dx| of the row: 33 rounding units (is_tame in src/backward_sums.pxi).
+# Relative to the largest |dx| of the row: 33 u (docs/numerics.md has the proof).
 DX = 2e-6
-# Of the sum of |dy * xhat| down the column, beside the rounding of the result: 10 units
-# (src/backward.pxi).
+# Relative to the column's sum of |dy * xhat|, beyond the rounding of the result. Float32 sums over
+# groups of 8 rows take 10 u of it.
 DWEIGHT = 1e-6
 
 ROUNDING = 2.0**-149
@@ -53,20 +53,20 @@ def ulp_errors(result, exact):
 
 
 def float64_noise(n):
-    """Return what float64 may leave of dx, as a fraction of the row's largest |dy * weight| / rms.
+    """Return float64's error in dx, as a fraction of the row's largest |dy * weight| / rms.
 
-    dx is the difference of two terms of that size. 1 / rms enters the second one twice, so it
-    carries the roundings of both sums (n / 16 + 4 each, over 16 lanes) and some ten more. Where
-    dy is x / rms nearly, dx is eps / rms**2 of its terms: once that is below some 4e-9 (n = 64) or
-    3e-8 (4096), a float64 evaluation need not have 2e-6 of it.
+    dx is the difference of two terms of that size. The second contains 1 / rms twice, so it carries
+    the roundings of both sums (n / 16 + 4 each, over 16 lanes) and some ten more. Where dy is
+    nearly x / rms, dx is only eps / rms**2 of its terms: below 4e-9 of them (n = 64), even float64
+    may miss it by more than 2e-6 of dx.
     """
     return (64 + n / 8) * 2.0**-53
 
 
 def dx_error(dx, exact, dy, x, weight, eps):
-    """Return the largest error of dx beyond its rounding, of its row's largest exact |dx|.
+    """Return the largest error of dx beyond its rounding, relative to its row's largest exact |dx|.
 
-    And beyond float64_noise: the one exemption, for rows whose dx cancels to nearly nothing.
+    float64_noise is taken off too: the one exemption, for rows whose dx cancels to nearly nothing.
     """
     with np.errstate(all="ignore"):
         x = x.astype(np.float64)
@@ -76,13 +76,13 @@ def dx_error(dx, exact, dy, x, weight, eps):
         largest = np.abs(exact).max(axis=-1, keepdims=True)
         error = np.abs(dx.astype(np.float64) - exact) - noise - ROUNDING
         beyond = np.isfinite(noise) & (noise > np.finfo(np.float32).max) & ~np.isnan(dx)
-        error = np.where(beyond, 0, error)  # it may be Inf there
+        error = np.where(beyond, 0, error)  # dx may be Inf there
         share = np.where(error <= 0, 0, error / largest)
     return float(_unless_same(share, dx, exact).max(initial=0.0))
 
 
 def dweight_error(dweight, exact, dy, x, eps):
-    """Return the largest error of dweight beyond its rounding, of the sum of |dy * xhat|."""
+    """Return the largest error of dweight beyond its rounding, relative to sum |dy * xhat|."""
     with np.errstate(all="ignore"):
         terms = np.abs(dy.astype(np.float64) * reference.rms_norm(x, eps=eps))
         size = terms.reshape(-1, x.shape[-1]).sum(axis=0)
@@ -93,9 +93,9 @@ def dweight_error(dweight, exact, dy, x, eps):
 
 
 def _unless_same(error, result, exact):
-    """Return 0 for results that are the exact one, rounded, and infinity for an error of NaN.
+    """Return 0 where the result is the exact one, rounded, and infinity where the error is NaN.
 
-    That is where one of the two is NaN, or Inf, alone; and max() would pass over a NaN.
+    The error is NaN where only one of the two is NaN or Inf, and max() would pass over it.
     """
     with np.errstate(all="ignore"):
         same = (result == exact.astype(np.float32)) | (np.isnan(result) & np.isnan(exact))
@@ -105,14 +105,14 @@ def _unless_same(error, result, exact):
 def run(target=None):
     """Check this machine, print a table of the largest errors, and return 1 if a bound breaks.
 
-    A line has the largest error of each instruction set, on any number of threads. `target` is
-    a file for the figures of each number as JSON, or STDOUT; the table then goes to stderr.
+    A line shows each instruction set's largest error over all thread counts. `target` is a file for
+    the errors of every thread count as JSON, or STDOUT: the table then goes to stderr.
     """
     stream = sys.stderr if target == _arguments.STDOUT else sys.stdout
     say = functools.partial(print, file=stream, flush=True)
     bounds = {name: bound for name, (_, bound, _) in MEASURES.items()}
-    # NumPy imports it where it is first named, and loses a Ctrl-C that comes in those 10 ms (NumPy
-    # 2.4.6: in 18 of 400 tries): so before the first line, not behind it.
+    # Import np.random before the first line is printed: NumPy imports it on first use, and loses a
+    # Ctrl-C in those 10 ms (NumPy 2.4.6: in 18 of 400 tries).
     np.random  # noqa: B018
     say(f"fastrms {fastrms.__version__}: largest error against the float64 reference")
     isas, counts = _core.available_isas(), THREADS if _core.build_info()["pool"] else (1,)
@@ -125,7 +125,7 @@ def run(target=None):
         say(f"{name:<12}{bound:>10g}{figures}  {unit}")
     broken = sum(not row["errors"][name] <= bounds[name] for row in rows for name in bounds)
     threads = ", ".join(map(str, counts))
-    cases = f"{len(SHAPES) * len(SCALES)} cases on each number of threads, {threads}"
+    cases = f"{len(SHAPES) * len(SCALES)} cases with each of {threads} threads"
     say(f"{_output.counted(broken, 'bound')} broken" if broken else f"{cases}; every bound holds")
     if target:
         found = {"version": fastrms.__version__, "bounds": bounds, "rows": rows, "broken": broken}
@@ -134,7 +134,7 @@ def run(target=None):
 
 
 def _measure(settings):
-    """Yield the largest errors of each (instruction set, threads); leave them as they were."""
+    """Yield the largest errors of each (instruction set, threads); restore both at the end."""
     before = _core.current(), fastrms.get_num_threads(), _core.set_parallel_from(1)
     try:
         for isa, threads in settings:
@@ -157,7 +157,7 @@ def _worst_errors():
 
 
 class Case:
-    """Arrays of one shape and scale; x has an outlier row and a null row if there is room."""
+    """Arrays of one shape and scale; x has an outlier row and a zero row if there is room."""
 
     def __init__(self, rng, shape, scale):
         normal = functools.partial(rng.standard_normal, dtype=np.float32)
@@ -197,7 +197,7 @@ def _dweight(case):
 
 
 def _halves(case):
-    """Return the two column ranges of a split row, and the sums over the whole of it."""
+    """Return both halves of the arrays' columns, and the sums over the whole rows."""
     cuts = slice(0, case.x.shape[1] // 2), slice(case.x.shape[1] // 2, None)
     parts = [(case.dy[:, cut], case.x[:, cut], case.weight[cut]) for cut in cuts]
     squares = sum(fastrms.sum_squares(x) for _, x, _ in parts)
@@ -230,7 +230,7 @@ def _residual_add(case):
 
 
 ULP, OF_LARGEST = "ulp", "of the row's largest"
-# Each measure, its bound, and of what both are.
+# name: (measure, its bound, the unit of both)
 MEASURES = {
     "rms_norm": (lambda case: _forward(case, case.weight), FORWARD_ULP, ULP),
     "no weight": (lambda case: _forward(case, None), FORWARD_ULP_UNWEIGHTED, ULP),

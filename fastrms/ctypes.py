@@ -1,5 +1,6 @@
-"""The C interface from pure Python: ``functions.rms_norm(...)`` and the others of fastrms.h, as
-ctypes functions with the types that the header declares. Pointers are addresses, or None for NULL.
+"""The C interface from pure Python: ``functions.rms_norm(...)`` and the others of fastrms.h.
+
+They are ctypes functions of the header's types. Pointers are addresses, or None for NULL.
 """
 
 import ctypes
@@ -24,8 +25,7 @@ _TYPES = {
 
 
 def declarations() -> dict[str, tuple[type, ...]]:
-    """Return the type of each function's result and those of its arguments, as the header has them,
-    in its order."""
+    """Return the type of each function's result, then those of its arguments, in header order."""
     header = Path(get_include(), "fastrms.h").read_text("utf-8")
     found = re.findall(r"(\w+) \(\*(\w+)\)\((.*?)\);", header, re.DOTALL)
     return {
@@ -47,5 +47,5 @@ def _functions():
     return structure.from_address(address(_core._C_API, b"fastrms._core._C_API"))
 
 
-#: The struct of the header, each function by its name there, beside `size` and `version`.
+#: The struct of the header: its functions by name, `size` and `version`.
 functions = _functions()

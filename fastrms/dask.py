@@ -1,8 +1,8 @@
 """fastrms for dask arrays: lazy, one task a block, or two where the last axis is in several chunks.
 
-Arguments are checked when the graph is made, by the NumPy functions, on arrays without rows; the
-number of rows may be unknown. No block of x is joined with another: of a split row only float64
-sums leave it. It refuses arrays that are not dask's.
+Arguments are checked when the graph is built, by calling the NumPy functions on arrays without
+rows; the number of rows may be unknown. Blocks of x are never joined: those of a split row exchange
+float64 sums only. x, residual and dy must be dask arrays.
 """
 
 from functools import partial
@@ -52,7 +52,7 @@ def add_rms_norm(
     *,
     weight_offset: float = 0.0,
 ) -> tuple[da.Array, da.Array]:
-    """Return ``rms_norm(residual + x)`` and ``residual + x``: dask arrays do not change."""
+    """Return ``rms_norm(residual + x)`` and ``residual + x``, both new; residual is not changed."""
     empty = no_rows(x, "x"), no_rows(residual, "residual"), alike(weight)
     check_same_shape(x, "x", residual, "residual")
     fastrms.add_rms_norm(*empty, eps, weight_offset=weight_offset)
@@ -68,7 +68,7 @@ def rms_norm_backward(
     *,
     weight_offset: float = 0.0,
 ) -> tuple[da.Array, da.Array | None]:
-    """Return dx and dweight: one task a block for both, then float64 sums over the blocks."""
+    """Return dx and dweight: one task a block computes both, then float64 sums add up dweight."""
     empty = no_rows(dy, "dy"), no_rows(x, "x"), alike(weight)
     check_same_shape(x, "x", dy, "dy")
     fastrms.rms_norm_backward(*empty, eps, weight_offset=weight_offset)
@@ -94,9 +94,9 @@ def rms_norm_backward(
 
 
 def blocks(function, arrays, weight=None, sums=None, kept=None, **options):
-    """Map a function of arrays, sums if there are any, and weight over blocks.
+    """Map ``function(*arrays, sums, weight)`` over blocks; sums is left out if it is None.
 
-    Its results are float32 in the chunks of the arrays, or `kept` float64 numbers for each row.
+    The results are float32 in the chunks of the arrays or, with `kept`, that many float64 a row.
     """
     axes, dtype = tuple(range(arrays[0].ndim)), np.float64 if kept else np.float32
     arguments = [(array, axes) for array in arrays]
@@ -109,7 +109,7 @@ def blocks(function, arrays, weight=None, sums=None, kept=None, **options):
         *chain(*arguments),
         token=function.__name__,
         adjust_chunks={axes[-1]: kept} if kept else None,
-        concatenate=True,  # the only chunk of sums: without it a list of one
+        concatenate=True,  # sums have one chunk: pass it, not a list of one
         align_arrays=False,
         dtype=dtype,
         meta=np.empty((0,) * len(axes), dtype),
@@ -118,7 +118,7 @@ def blocks(function, arrays, weight=None, sums=None, kept=None, **options):
 
 
 def row_sums(parts):
-    """Add up the blocks of each row, one task for a block of rows, in the order of the columns."""
+    """Add up the blocks of each row in the order of the columns, one task for a block of rows."""
     *rows, last = range(parts.ndim)
     return da.blockwise(
         sum,
@@ -133,7 +133,7 @@ def row_sums(parts):
 
 
 def cut(weight, x):
-    """The weight as a dask array in the chunks of x's last axis."""
+    """Return the weight as a dask array in the chunks of x's last axis."""
     if isinstance(weight, da.Array):
         return weight.rechunk(x.chunks[-1:])
     return None if weight is None else da.from_array(np.asarray(weight), chunks=x.chunks[-1:])
@@ -143,7 +143,7 @@ def cut(weight, x):
 
 
 def on_one_thread(function, *arrays, **options):
-    """dask runs tasks side by side, so each takes one thread, whatever the process would take."""
+    """Call the function on one thread, since dask itself runs tasks in parallel."""
     previous = _core.limit_threads(1)
     try:
         return function(*arrays, **options)
@@ -152,7 +152,7 @@ def on_one_thread(function, *arrays, **options):
 
 
 def add(x, residual, _):
-    if x.shape != residual.shape:  # of unknown chunks: NumPy would broadcast a block of one row
+    if x.shape != residual.shape:  # unknown chunks may differ, and NumPy would broadcast one row
         raise ValueError(f"residual must have the shape of x, {x.shape}, got {residual.shape}")
     return residual + x
 
@@ -175,7 +175,7 @@ def scale_backward(dy, x, sums, weight, size, **options):
 
 
 def dweight_of(pair):
-    """The block's dweight, with an axis of length 1 for each axis of rows."""
+    """Return the block's dweight, with an axis of length 1 for each axis of rows."""
     dx, dweight = pair
     return dweight.reshape((1,) * (dx.ndim - 1) + dweight.shape)
 
@@ -184,25 +184,25 @@ def dweight_of(pair):
 
 
 def no_rows(array, name):
-    """An ndarray of the type and last axis of a dask array, and no rows: what a check can take."""
+    """Return an ndarray of the dask array's type and last axis, without rows, for the checks."""
     if not isinstance(array, da.Array):
         raise TypeError(f"{name} must be a dask array, got {type(array).__name__}")
     if array.ndim == 0:
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
     if array.dtype.kind in "fiu" and array.dtype != np.float32:
-        # residual is not written here: what the NumPy functions say of an array that is only read.
+        # The NumPy functions' message for an input: to them residual is an output, but not here.
         got, way = f"{array.dtype.str!r} ({array.dtype})", f"{name}.astype(np.float32)"
         raise TypeError(f"{name} must be native float32, got {got}; convert it first: {way}")
     return empty_like(array, (0, array.shape[-1]), name)
 
 
 def alike(weight):
-    """The weight, or an ndarray of its type and shape if it is lazy."""
+    """Return the weight, or if it is lazy an ndarray of its type and shape."""
     return empty_like(weight, weight.shape, "weight") if isinstance(weight, da.Array) else weight
 
 
 def empty_like(array, shape, name):
-    """An ndarray of the array's type; masked if its blocks are."""
+    """Return an empty ndarray of the array's type, masked if its blocks are."""
     if np.isnan(shape).any():
         raise ValueError(
             f"{name} must have a last axis of known length, got unknown chunks: "
@@ -212,7 +212,7 @@ def empty_like(array, shape, name):
 
 
 def check_same_shape(x, x_name, other, name):
-    """Unknown lengths are taken for equal if they have as many blocks: the tasks compare these."""
+    """Check the shapes; unknown lengths pass if the numbers of blocks agree: the tasks compare."""
     wanted, got = lengths(x), lengths(other)
     if wanted != got:
         unknown = np.isnan(x.shape + other.shape).any()

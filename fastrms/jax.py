@@ -1,7 +1,8 @@
 """fastrms for JAX on the CPU: XLA custom calls with gradients, for jit, vmap, shard_map and export.
 
-Float32 arrays on the CPU go to fastrms' kernels; every other type and platform to the formula in
-jax.numpy. It refuses to differentiate a gradient.
+Float32 arrays on the CPU go to fastrms' kernels, every other type and platform to the formula in
+jax.numpy. Gradients cannot be differentiated again. The norm is that of Zhang & Sennrich, "Root
+Mean Square Layer Normalization", 2019, arXiv:1910.07467.
 """
 
 from __future__ import annotations  # the site is built without jax
@@ -47,33 +48,29 @@ def rms_norm(
     Parameters
     ----------
     x : array, shape (..., n)
-        Of a floating type: float32 on the CPU is computed by fastrms, anything else by jax.numpy,
-        in float32 at least.
+        Of a floating type. Float32 on the CPU is computed by fastrms, anything else by jax.numpy
+        in float32 or wider.
     weight : array, shape (n,), optional
         Without it the factor is 1.
     eps, weight_offset : float
-        Python numbers, compiled in: eps, zero or more, is added to the mean square;
-        `weight_offset` to `weight`, 1 for models that store weight - 1 (Gemma).
+        Python numbers, compiled in. eps, zero or more, is added to the mean square, and
+        `weight_offset` to `weight`: 1 for models that store weight - 1 (Gemma).
 
     Returns
     -------
-    A new array of x's shape and type. Gradients flow to `x` and `weight`, once.
+    A new array of x's shape and type, differentiable once in `x` and `weight`.
 
     Raises
     ------
     TypeError
-        If `x` is not floating, or eps or weight_offset is not a number or is traced.
+        If `x` or `weight` is not floating, or eps or weight_offset is traced or not a number.
     ValueError
         If a shape does not fit, or eps is negative or NaN.
 
     Notes
     -----
-    Float32 on the CPU: the bits of `fastrms.rms_norm`, the gradient's those of
+    Float32 on the CPU gives the bits of `fastrms.rms_norm`, and its gradient those of
     `fastrms.rms_norm_backward`.
-
-    References
-    ----------
-    Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
 
     Examples
     --------
@@ -97,14 +94,14 @@ def add_rms_norm(
 ) -> tuple[jax.Array, jax.Array]:
     """Return ``rms_norm(residual + x)`` and ``residual + x``.
 
-    ``total = residual + x``, then ``y = rms_norm(total, weight, eps)``, over the last axis. Arrays
-    of JAX do not change, so both results are new, where `fastrms.add_rms_norm` writes `residual`.
+    ``total = residual + x``, then ``y = rms_norm(total, weight, eps)``, over the last axis. JAX
+    arrays are immutable, so both results are new; `fastrms.add_rms_norm` writes to `residual`.
 
     Parameters
     ----------
     x : array, shape (..., n)
-        A layer's output, of a floating type. Where nothing else needs it, in the `jax.jit` that
-        computes it, XLA lets `total` have its memory: one pass. Else XLA copies it first.
+        A layer's output, of a floating type. If the same `jax.jit` computes `x` and uses it nowhere
+        else, XLA reuses its memory for `total`: one pass. Otherwise XLA copies `x` first.
     residual : array, shape of x
         The stream.
     weight, eps, weight_offset
@@ -113,21 +110,17 @@ def add_rms_norm(
     Returns
     -------
     y, total
-        New arrays of x's shape. Gradients flow to all arrays, once.
+        New arrays of x's shape, differentiable once in all arguments that are arrays.
 
     Raises
     ------
     TypeError, ValueError
-        As in `rms_norm`, and if `residual` has not the shape of `x`.
+        As in `rms_norm`, and if `residual` does not have the shape of `x`.
 
     Notes
     -----
-    Float32 on the CPU: the bits of `fastrms.add_rms_norm`. The gradient is one call of
-    `fastrms.rms_norm_backward`, which adds to the gradient that came through `total`.
-
-    References
-    ----------
-    Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
+    Float32 on the CPU gives the bits of `fastrms.add_rms_norm`. Its gradient is one call of
+    `fastrms.rms_norm_backward`, which adds to the gradient of `total`.
 
     Examples
     --------
@@ -145,7 +138,7 @@ def add_rms_norm(
 
 
 def check(x, weight, eps, weight_offset):
-    """Return arrays and Python numbers, or raise."""
+    """Return the checked arguments as arrays and Python numbers."""
     x = floating(x, "x")
     if x.ndim == 0:
         raise ValueError("x must have at least one axis, got a 0-d array")
@@ -169,7 +162,7 @@ def floating(value, name):
 
 def number(value, name):
     try:
-        return float(value + 0.0)  # which refuses a string
+        return float(value + 0.0)  # the sum raises for a string
     except jax.errors.ConcretizationTypeError:
         raise TypeError(f"{name} must be a Python number, got a traced value") from None
     except (TypeError, ValueError):
@@ -181,14 +174,14 @@ def all_float32(*arrays):
 
 
 def alike(*arrays):
-    """Under shard_map let all vary over the devices that one varies over, as an operator would: the
-    transpose of that adds dweight over them."""
+    """Under shard_map make all arrays vary over the axes that any varies over, as operators do.
+    The transpose of this step sums dweight over the devices."""
     axes = frozenset().union(*map(varying, arrays))
     return [spread(array, tuple(axes - varying(array))) for array in arrays]
 
 
 def varying(array):
-    """The axes of shard_map over which it varies; jax 0.6 says it another way."""
+    """Return the axes of shard_map over which the array varies; jax 0.6 names them otherwise."""
     if array is None:
         return frozenset()
     return array.aval.mat.varying if hasattr(array.aval, "mat") else array.aval.vma

@@ -1,9 +1,9 @@
-"""fastrms in numba's nopython code: with this module imported `fastrms.rms_norm` and its companions
-compile inside of `@njit`, over C-contiguous float32 arrays, with the bits of the NumPy calls.
+"""fastrms in numba: once this module is imported, `@njit` functions may call `fastrms.rms_norm`,
+`add_rms_norm`, `rms_norm_backward` and `residual_add`, with the bits of the NumPy calls.
 
-A call stays on its thread, so that `prange` has one for each. Other types and layouts are refused
-when a function is compiled. What is refused at a call is a ValueError: a shape, a negative eps, and
-an output that partly overlaps another array, since nothing is copied here.
+Arrays are C-contiguous float32: other types and layouts fail to compile. A call runs on its own
+thread, so that `prange` can make many at once. It raises ValueError for a wrong shape, a negative
+eps, and an output that partly overlaps another array, since nothing is copied here.
 """
 
 import ctypes
@@ -38,12 +38,12 @@ TYPES = {
     ctypes.c_ssize_t: types.intp,
     ctypes.c_void_p: types.intp,  # an address, 0 for None
 }
-HERE = 1  # threads: this one
+HERE = 1  # threads: stay on this one
 BAD_EPS = 4  # FASTRMS_BAD_EPS
 
 
 def _external(name):
-    """A function of the C interface, by a symbol: code that numba caches holds no address."""
+    """Return a C function by symbol, so that the code that numba caches holds no address."""
     symbol = f"fastrms_{name}"
     binding.add_symbol(symbol, ctypes.cast(getattr(functions, name), ctypes.c_void_p).value)
     result, *arguments = (TYPES[kind] for kind in declarations()[name])
@@ -55,11 +55,11 @@ _rms_norm_backward, _residual_add = _external("rms_norm_backward"), _external("r
 _scratch_bytes = _external("scratch_bytes")
 
 
-# ---- when a function is compiled: types -------------------------------------------------------
+# ---- checks at compile time: types ------------------------------------------------------------
 
 
 def _given(kind):
-    """The type of an argument, or its value where it was left out."""
+    """Return the type of an argument, or its default value if it was left out."""
     return kind.value if isinstance(kind, types.Omitted) else kind
 
 
@@ -91,7 +91,7 @@ def _check_bool(name, kind):
         raise TypingError(f"{name} must be True or False, got {kind}")
 
 
-# ---- when it is called: shapes and memory -----------------------------------------------------
+# ---- checks at run time: shapes and memory ----------------------------------------------------
 
 
 @register_jitable
@@ -109,7 +109,7 @@ def _sizes(x):
 
 @register_jitable
 def _meet(a, b):
-    """Whether two arrays, or None, share memory."""
+    """Return whether two arrays share memory; None shares none."""
     if a is None:
         return False
     if b is None:
@@ -120,7 +120,7 @@ def _meet(a, b):
 
 @register_jitable
 def _check_apart(array, output):
-    """An input beside an output of its shape: that itself, or elsewhere."""
+    """Check that an input is the output itself or shares no memory with it."""
     if _address(array) != _address(output) and _meet(array, output):
         raise ValueError("an output must be the very input, or share no memory with it")
 
@@ -133,7 +133,7 @@ def _check_clear(array, output):
 
 @register_jitable
 def _check_vector(vector, n):
-    if vector is not None:  # noqa: SIM102, numba leaves out the branch of a None
+    if vector is not None:  # noqa: SIM102, numba prunes the branch of a None
         if vector.size != n:
             raise ValueError("weight and dweight must have the shape of x's last axis")
 
@@ -154,10 +154,10 @@ def _check_shape(array, x):
 
 @register_jitable
 def _check_code(code):
-    """What is left for the C function to refuse."""
+    """Raise for the errors that only the C function finds."""
     if code == BAD_EPS:
         raise ValueError("eps must be zero or more")
-    if code != 0:  # numba takes an array that is not aligned for one that is
+    if code != 0:  # numba lets misaligned arrays pass as aligned
         raise ValueError("arrays must be aligned")
 
 
@@ -257,7 +257,7 @@ def _overload_rms_norm_backward(
 
 @register_jitable
 def _room(weight, dweight, rows, n):
-    """dweight and the scratch for it, or None and None without a weight."""
+    """Return dweight and the scratch for it, or None and None without a weight."""
     if weight is None:
         return None, None
     scratch = np.empty(_scratch_bytes(rows, n, HERE) // 8, np.float64)
@@ -268,7 +268,7 @@ def _room(weight, dweight, rows, n):
 
 @register_jitable
 def _keep(array):
-    """Numba frees an array after its last use by name; of an address it knows nothing."""
+    """Keep an array alive up to here: numba frees it after its last use by name, not by address."""
     if array is not None:
         array[:0] = 0
 

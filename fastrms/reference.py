@@ -1,8 +1,8 @@
-"""The definition: every function of fastrms in plain NumPy and float64.
+"""The definition of every function of fastrms, in plain NumPy and float64.
 
-Same names, arguments and arrays written as the compiled functions; without an output to write to
-the result stays float64. The tests' oracle and the documentation's formula. It refuses nothing
-that NumPy accepts, but a name that `accumulate` does not know.
+Names, arguments and written arrays are those of the compiled functions; without an output array
+the result stays float64. It is the tests' oracle and the documentation's formula. Only the value of
+`accumulate` is checked; the rest is left to NumPy.
 """
 
 from typing import Any, Literal, TypeAlias
@@ -37,7 +37,7 @@ def rms_norm(
     out: NDArray[Any] | None = None,
     accumulate: bool = False,
 ) -> NDArray[Any]:
-    """``y = x / sqrt(mean(x**2) + eps) * (weight_offset + weight)`` over the last axis."""
+    """Return ``x / sqrt(mean(x**2) + eps) * (weight_offset + weight)`` over the last axis."""
     x = np.asarray(x, np.float64)
     return _store(_normalise(x, eps) * _factor(weight, weight_offset), out, accumulate)
 
@@ -68,7 +68,7 @@ def rms_norm_backward(
 
 
 def sum_squares(x: ArrayLike, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
-    """``sum(x**2)`` over the last axis."""
+    """Return ``sum(x**2)`` over the last axis."""
     x = np.asarray(x, np.float64)
     return _store(_sum(x * x), out, False)
 
@@ -81,7 +81,7 @@ def sum_products(
     weight_offset: float = 0.0,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
-    """``sum(dy * (weight_offset + weight) * x)`` over the last axis."""
+    """Return ``sum(dy * (weight_offset + weight) * x)`` over the last axis."""
     dy, x = np.asarray(dy, np.float64), np.asarray(x, np.float64)
     with np.errstate(all="ignore"):
         return _store(_sum(dy * _factor(weight, weight_offset) * x), out, False)
@@ -97,7 +97,7 @@ def rms_scale(
     weight_offset: float = 0.0,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
-    """``y = x / sqrt(sum_squares / size + eps) * (weight_offset + weight)``."""
+    """Return ``x / sqrt(sum_squares / size + eps) * (weight_offset + weight)``."""
     with np.errstate(all="ignore"):
         xhat = np.asarray(x, np.float64) / _whole_rms(sum_squares, size, eps)
         return _store(xhat * _factor(weight, weight_offset), out, False)
@@ -117,7 +117,7 @@ def rms_scale_backward(
     dweight: NDArray[Any] | None = None,
     accumulate: _Accumulate = False,
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Return dx and dweight of some columns of rows of `size`, from the sums over whole rows.
+    """Return dx and dweight of some columns of longer rows, from the sums over all `size` columns.
 
     With ``g = dy * (weight_offset + weight)``, ``rms = sqrt(sum_squares / size + eps)`` and
     ``xhat = x / rms``: ``dx = (g - xhat * sum_products / (size * rms)) / rms``.
@@ -141,13 +141,13 @@ def add_rms_norm(
     weight_offset: float = 0.0,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
-    """``residual += x`` in residual's own dtype, then ``rms_norm(residual)``."""
+    """Add x to residual in residual's own dtype, and return ``rms_norm(residual)``."""
     np.add(residual, x, out=residual)
     return rms_norm(residual, weight, eps, weight_offset=weight_offset, out=out)
 
 
 def residual_add(x: ArrayLike, residual: NDArray[Any], scale: float = 1.0) -> NDArray[Any]:
-    """``residual += scale * x`` in float64, then rounded to residual's dtype."""
+    """Add ``scale * x`` to residual in float64, then round to residual's dtype."""
     residual[...] = np.asarray(residual, np.float64) + scale * np.asarray(x, np.float64)
     return residual
 
@@ -201,7 +201,7 @@ def _factor(weight: ArrayLike | None, weight_offset: float) -> Any:
 
 
 def _store(value: NDArray[Any], out: NDArray[Any] | None, accumulate: bool) -> NDArray[Any]:
-    """Write a result where the caller wants it, rounded to the buffer's dtype before any sum."""
+    """Write a result to `out`, if there is one; to accumulate, round to its dtype before adding."""
     if accumulate not in (True, False):
         raise ValueError(f"accumulate must be True or False, got {accumulate!r}")
     if out is None:

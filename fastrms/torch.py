@@ -1,7 +1,7 @@
 """fastrms for PyTorch on the CPU: custom ops with gradients, a module, `patch` for whole models.
 
 Float32 tensors on the CPU go to fastrms without a copy, every other tensor to torch's own
-function. It refuses to compute anything itself.
+function.
 """
 
 from __future__ import annotations  # the site is built without torch
@@ -40,8 +40,8 @@ def rms_norm(
 ) -> Tensor:
     """Divide each row of `x` by its root mean square, then scale it: see `fastrms.rms_norm`.
 
-    Gradients flow to `x` and `weight`; they have none of their own. Where a tensor is not float32
-    or not on the CPU this is `torch.nn.functional.rms_norm`.
+    Gradients flow to `x` and `weight`, but cannot be differentiated again. If a tensor is not
+    float32 or not on the CPU, this calls `torch.nn.functional.rms_norm`.
     """
     if takes(x=x, weight=weight):
         op = OPS.rms_norm if wants_gradient(x, weight) else OPS.rms_norm_forward
@@ -75,10 +75,10 @@ def add_rms_norm_(
     *,
     weight_offset: float = 0.0,
 ) -> Tensor:
-    """Add `x` to `residual` in place and return the norm of that: one pass, for inference.
+    """Add `x` to `residual` in place and return the norm of the sum: one pass, for inference.
 
-    It has no gradient, since the backward pass of the norm before it needs the `residual` that
-    this one overwrites.
+    It has no gradient, since it overwrites the `residual` that the backward pass of the norm before
+    it needs.
     """
     if wants_gradient(x, residual, weight):
         raise RuntimeError("add_rms_norm_ has no gradient: use add_rms_norm, or torch.no_grad()")
@@ -89,7 +89,7 @@ def add_rms_norm_(
 
 
 def takes(**tensors):
-    """Whether fastrms computes with these, each a tensor or None: float32, on the CPU."""
+    """Return whether fastrms computes with these, each None or a tensor: float32, on the CPU."""
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
             if not (tensor.dtype is torch.float32 and tensor.is_cpu):
@@ -108,9 +108,9 @@ def wants_gradient(*tensors):
 
 
 # ---- the operators ----------------------------------------------------------------------------
-# One row of 64 takes 8 us in rms_norm_forward (Intel Xeon, Sapphire Rapids), 12 in rms_norm though
-# no gradient is wanted, since its autograd is Python, and 15 if it comes from
-# torch.library.custom_op, which wraps it again. The formula of transformers' LlamaRMSNorm takes 15.
+# rms_norm_forward is a second operator because autograd in Python costs time even if no gradient is
+# wanted: one row of 64 takes 8 us in it and 12 in rms_norm (Intel Xeon, Sapphire Rapids).
+# torch.library.custom_op would wrap each once more: 15 us, as long as transformers' own formula.
 
 OPS: Any = torch.ops.fastrms
 
@@ -126,7 +126,7 @@ def new(x, *_):
 
 
 def array(tensor):
-    """The tensor's own memory as an ndarray."""
+    """Return the tensor's own memory as an ndarray."""
     return None if tensor is None else tensor.detach().numpy()
 
 
@@ -140,7 +140,7 @@ def add_kernel(x, residual, weight, eps, weight_offset):
     if residual.shape != x.shape:  # torch would broadcast
         shapes = f"{tuple(x.shape)}, got {tuple(residual.shape)}"
         raise ValueError(f"residual must have the shape of x, {shapes}")
-    # A copy of residual and fastrms.add_rms_norm would be one pass over memory more than this.
+    # Copying residual for fastrms.add_rms_norm would take one more pass over memory.
     total = torch.add(residual, x, out=new(x))
     return norm_kernel(total, weight, eps, weight_offset), total
 
@@ -151,12 +151,12 @@ def add_in_place_kernel(x, residual, weight, eps, weight_offset):
     y = new(x)
     arrays = array(x), array(residual), array(weight)
     fastrms.add_rms_norm(*arrays, eps, weight_offset=weight_offset, out=array(y))
-    torch.autograd.graph.increment_version(residual)  # autograd then knows that it changed
+    torch.autograd.graph.increment_version(residual)  # tell autograd of the write
     return y
 
 
 def new_gradients(dy, x, weight, *_):
-    """dx and dweight; without a weight that is empty, since an operator cannot return None."""
+    """Return new dx and dweight; an operator cannot return None, so without weight it is empty."""
     return new(x), x.new_empty(0 if weight is None else weight.shape)
 
 
@@ -217,7 +217,7 @@ torch.library.register_autograd("fastrms::rms_norm_backward", no_gradient)  # el
 
 
 class RMSNorm(nn.RMSNorm):
-    """`torch.nn.RMSNorm` with fastrms behind it: same arguments, parameters and state_dict.
+    """`torch.nn.RMSNorm` computed by fastrms: same arguments, parameters and state_dict.
 
     Several normalized axes, and tensors that are not float32 or not on the CPU, go to torch.
     """
@@ -229,15 +229,15 @@ class RMSNorm(nn.RMSNorm):
 
 
 class Patched(nn.Module):
-    """Marks the classes that `patch` gives."""
+    """Mark the classes that `patch` makes."""
 
 
 def patch(model: nn.Module) -> int:
-    """Let fastrms compute the RMSNorm modules of `model`, and return how many these are.
+    """Let fastrms compute the RMSNorm modules of `model`, in place, and return their number.
 
-    They are found by what they compute, as `rms_norm` with weight or 1 + weight does; where there
-    is a doubt a module is left alone. Each stays the object it is, with its parameters, hooks and
-    names; only its class changes, to a subclass. In place, for good.
+    A module is recognised by its results: those of `rms_norm` with weight or 1 + weight. In doubt
+    it is left alone. Each module stays the same object, with its parameters, hooks and names; only
+    its class changes, for good, to a subclass.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -252,7 +252,7 @@ def patch(model: nn.Module) -> int:
 
 @cache
 def patched(cls, eps_name, input_name, weight_offset):
-    """Return a subclass whose forward is rms_norm for inputs of the kinds that were tried."""
+    """Return a subclass of cls whose forward is rms_norm for the kinds of input that were tried."""
 
     @wraps(cls.forward)
     def forward(self, *given, **named):

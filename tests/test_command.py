@@ -176,7 +176,7 @@ def test_an_unknown_argument_names_the_commands_own_help(capsys, args):
 def test_a_file_without_a_name_is_refused(capsys, args):
     with pytest.raises(SystemExit):
         main([*args, "--json", ""])
-    assert "argument --json: wants the name of a file, got ''" in capsys.readouterr().err
+    assert "argument --json: must be the name of a file, got ''" in capsys.readouterr().err
 
 
 def test_threads_that_a_build_lacks_are_refused(monkeypatch, capsys):

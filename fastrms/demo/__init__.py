@@ -1,6 +1,6 @@
 """`fastrms demo STUDY`: studies that show what the library is for. `depth` is the only one so far.
 
-A study computes in one module and is shown by another; here stand its arguments and its errors.
+One module computes a study, another shows it; this one has the arguments and their errors.
 """
 
 import importlib.util
@@ -52,7 +52,7 @@ def run_depth(args):
     if args.json:
         _arguments.write_json(results, args.json)
     if args.json != _arguments.STDOUT:
-        # 80 columns; a hyphen here is a minus.
+        # Never break a line at a hyphen: it is a minus sign.
         sentence = textwrap.fill(show.sentence(results), 80, break_on_hyphens=False)
         print(f"{show.table(results)}\n\n{sentence}")
     return 0

@@ -1,6 +1,6 @@
 """The depth study: what RMSNorm and the skip path each do to a deep stack, before any training.
 
-It computes and returns arrays; `show` turns them into a table or a picture. It trains nothing.
+It computes and returns arrays; `show` turns them into a table or a picture.
 
 A layer is ``branch(u) = relu(u) @ W``: ReLU and linear, in the order of the pre-activation residual
 network (He et al. 2016), so that a branch has mean zero. W is normal with variance
@@ -45,15 +45,15 @@ GAINS = (1.3, 0.7)
 
 @dataclass
 class Forward:
-    """What a forward pass leaves: L layers, each array (batch, width)."""
+    """The activations of a forward pass through L layers, each array (batch, width)."""
 
     stream: list  # h[0] .. h[L]; h[0] is the input
-    seen: list  # what each of the L layers sees: rms_norm(h) behind a norm, else h itself
+    seen: list  # the input of each of the L layers: rms_norm(h) with a norm, else h
 
 
 @dataclass
 class Backward:
-    """Gradients with respect to the stream, and the two routes they came by."""
+    """Gradients with respect to the stream, and their two parts, by skip path and by branch."""
 
     total: list  # L + 1 of them, at h[0] .. h[L]; the last is the upstream gradient
     by_skip: list  # L: the part of total[l] that crossed layer l by the skip path
@@ -61,13 +61,13 @@ class Backward:
 
 
 def make_weights(layers, width, gain, rng, dtype=np.float32):
-    """Return the L matrices of a stack, each (width, width): one seed, one draw at every gain."""
+    """Return the L matrices of a stack, each (width, width); the gain only scales the draw."""
     std = gain * (2 / width) ** 0.5
     return [std * rng.standard_normal((width, width), dtype) for _ in range(layers)]
 
 
 def branch(u, weight, relu="first"):
-    """u (batch, width), weight (width, width) -> (batch, width)."""
+    """Apply ReLU and the linear map: u (batch, width), weight (width, width) -> (batch, width)."""
     return np.maximum(u, 0) @ weight if relu == "first" else np.maximum(u @ weight, 0)
 
 
@@ -84,7 +84,7 @@ def forward(x, weights, design, relu="first", ops=fastrms):
     for weight in weights:
         u = ops.rms_norm(h) if design.norm else h
         out = branch(u, weight, relu)
-        # The sum goes into the branch's own output, so that the old h stays for the backward.
+        # Add into the branch's own output, because the backward needs the old h.
         h = ops.residual_add(h, out) if design.skip else out
         result.seen.append(u)
         result.stream.append(h)
@@ -92,17 +92,17 @@ def forward(x, weights, design, relu="first", ops=fastrms):
 
 
 def backward(dout, weights, design, passed, relu="first", ops=fastrms):
-    """Bring dout (batch, width) down the stack that `forward` went up."""
+    """Carry dout (batch, width) back down the stack; `passed` is the result of `forward`."""
     dh = dout.copy()
     result = Backward([dout], [], [])
     for weight, h, u in zip(weights[::-1], passed.stream[-2::-1], passed.seen[::-1], strict=True):
         du = branch_backward(dh, u, weight, relu)
-        # The branch's part once more on its own: only to measure it.
+        # Compute the branch's part alone, too, only to measure it.
         by_branch = ops.rms_norm_backward(du, h)[0] if design.norm else du
         by_skip = dh.copy() if design.skip and not design.overwrite else np.zeros_like(dh)
         if not design.norm:
             dh = ops.residual_add(du, dh) if design.skip else du
-        else:  # here the two routes meet: the skip path's part is in dh, the norm's is added to it
+        else:  # dh holds the skip path's part; the norm's backward adds the branch's to it
             keep = design.skip and not design.overwrite
             ops.rms_norm_backward(du, h, dx=dh, accumulate=keep)
         result.total.insert(0, dh.copy())
@@ -114,9 +114,9 @@ def backward(dout, weights, design, passed, relu="first", ops=fastrms):
 def measure(design, gain, layers=128, width=256, batch=64, seed=0, relu="first"):
     """Return the study's numbers for one design at one gain: a dict of lists, one entry a layer.
 
-    rms, seen            root mean square of the stream and of what each layer sees
+    rms, seen            root mean square of the stream and of each layer's input
     gradient             norm of the gradient at h[0] .. h[L], over that of the upstream gradient
-    by_skip, by_branch   its two parts across each layer, over the same
+    by_skip, by_branch   norms of its two parts across each layer, over the same
     skip_share           by_skip**2 / (by_skip**2 + by_branch**2)
     cosine               mean cosine between the activations of different inputs
     """
@@ -124,7 +124,7 @@ def measure(design, gain, layers=128, width=256, batch=64, seed=0, relu="first")
     x = rng.standard_normal((batch, width), np.float32)
     dout = rng.standard_normal((batch, width), np.float32)
     weights = make_weights(layers, width, gain, rng)
-    with np.errstate(all="ignore"):  # a stack that leaves float32 is a finding, not an accident
+    with np.errstate(all="ignore"):  # leaving float32's range is a finding, not an accident
         passed = forward(x, weights, design, relu)
         grads = backward(dout, weights, design, passed, relu)
     top = _norm(dout)
@@ -146,7 +146,7 @@ def measure(design, gain, layers=128, width=256, batch=64, seed=0, relu="first")
 
 
 def study(gains=GAINS, **options):
-    """Yield what `measure` says of every design at every gain."""
+    """Yield the results of `measure` for every design at every gain."""
     return (measure(design, gain, **options) for gain in gains for design in DESIGNS)
 
 
@@ -156,7 +156,7 @@ def _norm(values):
 
 
 def _cosine(h):
-    """Mean cosine between different rows of h (batch, width)."""
+    """Return the mean cosine between different rows of h (batch, width)."""
     h = h.astype(np.float64)
     with np.errstate(all="ignore"):
         unit = h / np.linalg.norm(h, axis=1, keepdims=True)

@@ -1,6 +1,6 @@
-"""Show what a study measured: a table with a sentence, JSON, or a picture. It measures nothing.
+"""Show the results of a study as a table, a sentence, or a picture.
 
-Only `plot` needs matplotlib, the extra `[bench]`.
+Only `plot` needs matplotlib, which the extra `[bench]` installs.
 """
 
 import itertools
@@ -13,7 +13,7 @@ COLUMNS = """\
                               activations     gradient at layer 1 skip's inputs'
 gain {:<20g}  stream    seen   total by skip  branch  share  cosine"""
 
-COLOURS = {  # told apart by the colour-blind too (Okabe and Ito 2008)
+COLOURS = {  # distinct to the colour-blind too (Okabe and Ito 2008)
     "plain": "#000000",
     "residual only": "#e69f00",
     "RMSNorm only": "#56b4e9",
@@ -25,10 +25,10 @@ COLOURS = {  # told apart by the colour-blind too (Okabe and Ito 2008)
 def table(results):
     """Return a table for each gain, a line a design: figures at the far end of the stack.
 
-    stream, seen: root mean square of h after the last layer, and of what that layer sees.
-    gradient: at the first layer's input, over the norm of the upstream gradient at the top; its two
-    parts across layer 1; the skip path's share of the squared gradient, averaged over the layers;
-    the cosine of two inputs.
+    stream, seen: root mean square of h after the last layer, and of that layer's input.
+    gradient: its norm at the first layer's input, over that of the upstream gradient at the top;
+    its two parts across layer 1; the skip path's share of the squared gradient, averaged over the
+    layers. cosine: of two inputs' activations after the last layer.
     """
     tables = []
     for gain, group in itertools.groupby(results, lambda r: r["gain"]):
@@ -44,7 +44,7 @@ def table(results):
 
 
 def sentence(results):
-    """Say in one sentence what the table shows; figures stand in the order of the gains."""
+    """Return the table's message in one sentence, its figures in the order of the gains."""
     layers = len(results[0]["seen"])
     gains = " / ".join(f"{gain:g}" for gain in dict.fromkeys(r["gain"] for r in results))
 
@@ -76,12 +76,12 @@ def plot(results, path):
     styles = dict(zip(gains, itertools.cycle(("-", "--", ":", "-."))))
     for r in results:
         look = {"color": COLOURS[r["design"]], "ls": styles[r["gain"]], "lw": 2.2, "clip_on": False}
-        # Its forward is that of RMSNorm + residual: dots on a line of another colour.
+        # Its forward equals that of RMSNorm + residual: draw dots on that line.
         same = r["design"] == "skip gradient overwritten"
         dots = {"ls": "", "marker": "o", "ms": 4.5, "markevery": 1 + layers // 12} if same else {}
         forward.plot(range(layers + 1), r["rms"], **look | dots)
         gradient = np.array(r["gradient"])
-        gradient[gradient == 0] = np.nan  # a logarithmic axis has no place for it
+        gradient[gradient == 0] = np.nan  # a logarithmic axis has no 0
         backward.plot(range(layers + 1), gradient, **look)
     for panel, title in (
         (forward, "forward: root mean square of the activations"),
@@ -100,7 +100,7 @@ def plot(results, path):
 
 
 def _mark_zeros(panel, results):
-    """Say where a gradient falls out of float32: the line just ends, and that is the news."""
+    """Annotate where a gradient underflows float32 to 0, since its line just ends there."""
     ends = [np.flatnonzero(r["gradient"])[0] for r in results if r["gradient"][0] == 0]
     if ends:
         lowest = min(min(filter(None, r["gradient"])) for r in results)

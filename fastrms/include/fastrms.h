@@ -1,30 +1,30 @@
-/* fastrms' C interface: its kernels without the price of a Python call, and without the GIL.
+/* fastrms' C interface: its kernels without the cost of a Python call, and without the GIL.
  *
  *     if (import_fastrms() < 0) return NULL;   // once in each source file, with the GIL
  *     error = fastrms_api->rms_norm(x, n, weight, y, n, rows, n, 1e-5, 0.0, 0, 1);
  *
- * Each function does what the Python function of its name does, with the same kernels, the same
- * bits and the same error bounds, in the default floating-point state, and leaves the caller's as it
- * was. None allocates, raises, or looks up for Ctrl-C. Any thread may call, with the GIL or without;
- * two calls at once are safe unless they write the same memory.
+ * Each function computes what the Python function of the same name does, with the same kernels,
+ * bits and error bounds. It runs in the default floating-point state and restores the caller's. It
+ * never allocates, raises, or checks for signals (Ctrl-C). Any thread may call, with the GIL or
+ * without; concurrent calls are safe unless they write the same memory.
  *
- * Arguments, in all of them
- *   arrays      float32 of shape (rows, n), a row contiguous, aligned to 4 bytes (sums to 8), and
- *               not NULL unless said. `x_stride` is what lies between the first elements of two
- *               rows of `x`, counted in floats, of either sign. An input's may be anything (0: one
- *               row for all), an output's rows must not overlap.
- *   weight      (n,), or NULL: the factor is 1, and weight_offset has no say.
- *   rows, n     zero or more, n below 2**40. Of an empty array the address does not matter.
+ * Arguments of all functions
+ *   arrays      float32 of shape (rows, n), each row contiguous, aligned to 4 bytes (sums: to 8),
+ *               and not NULL unless stated. `x_stride` is the distance between the first elements
+ *               of two rows of `x`, in floats, of either sign. An input may have any stride (0: one
+ *               row for all); the rows of an output must not overlap.
+ *   weight      (n,), or NULL: the factor is then 1, and weight_offset is ignored.
+ *   rows, n     zero or more, n below 2**40. The address of an empty array is ignored.
  *   eps         zero or more, inside the root; weight_offset: added to weight (1 for Gemma).
- *   accumulate  0, or 1: add to what the output holds. For a gradient FASTRMS_DX | FASTRMS_DWEIGHT.
- *   threads     1: stay on this thread. 0: take those that the Python call would take
- *               (fastrms.set_num_threads and the like), for large calls alone.
+ *   accumulate  0, or 1: add to the output. For gradients any of FASTRMS_DX | FASTRMS_DWEIGHT.
+ *   threads     1: stay on this thread. 0: use as many as the Python call would
+ *               (fastrms.set_num_threads and the like), for large calls only.
  *   scratch     fastrms_api->scratch_bytes(rows, n, threads) bytes, aligned to 8, shared with no
- *               other array. What it holds before and after is of no use.
+ *               other array. Its contents do not matter before the call, nor after it.
  *
- * What the caller has to see to, since a pointer does not tell: that the memory is there, and what
- * overlaps. An output may be an input where this is said below, with the same address and stride.
- * Any other overlap of an output with another array gives undefined results. (Python copies then.)
+ * The caller must ensure what a pointer cannot tell: that the memory exists, and what overlaps.
+ * An output may be an input where stated below, with the same address and stride. Any other overlap
+ * of an output with another array gives undefined results. (The Python functions copy then.)
  *
  * Every function returns FASTRMS_OK or, with nothing written, the first error that it found.
  */
@@ -38,13 +38,13 @@
 extern "C" {
 #endif
 
-#define FASTRMS_API_VERSION 1 /* another one: functions have changed, not only come after the last */
+#define FASTRMS_API_VERSION 1 /* raised if functions change, not if some are added at the end */
 
 enum fastrms_error {
     FASTRMS_OK = 0,
     FASTRMS_BAD_SIZE,    /* rows, n or size below zero or too large; size below n */
-    FASTRMS_BAD_STRIDE,  /* rows of an output that overlap */
-    FASTRMS_BAD_POINTER, /* NULL, misaligned, two outputs in one place; one of weight, dweight alone */
+    FASTRMS_BAD_STRIDE,  /* overlapping rows of an output */
+    FASTRMS_BAD_POINTER, /* NULL, misaligned, equal outputs, one of weight and dweight alone */
     FASTRMS_BAD_EPS,     /* negative or NaN */
     FASTRMS_BAD_FLAG,    /* accumulate or threads is none of the values above */
     FASTRMS_BAD_SCRATCH  /* NULL with a weight, or misaligned */
@@ -57,14 +57,14 @@ typedef struct fastrms_functions {
     int version; /* FASTRMS_API_VERSION */
 
     /* y = x / sqrt(mean(x**2) + eps) * (weight_offset + weight), over each row.
-     * out: y, or += y to accumulate; may be x.
+     * out = y, or out += y to accumulate. out may be x.
      * At most 3 ulp from the exact result, 2 without a weight, over the whole float32 range. */
     int (*rms_norm)(const float *x, ptrdiff_t x_stride, const float *weight,
                     float *out, ptrdiff_t out_stride, ptrdiff_t rows, ptrdiff_t n,
                     double eps, double weight_offset, int accumulate, int threads);
 
     /* residual += x, bit for bit as float addition; then out = rms_norm(residual).
-     * residual may be x, or out may. Error: that of rms_norm, from the rounded sum. */
+     * x may be residual or out. The error is that of rms_norm of the rounded sum. */
     int (*add_rms_norm)(const float *x, ptrdiff_t x_stride,
                         float *residual, ptrdiff_t residual_stride, const float *weight,
                         float *out, ptrdiff_t out_stride, ptrdiff_t rows, ptrdiff_t n,
@@ -72,10 +72,10 @@ typedef struct fastrms_functions {
 
     /* With g = dy * (weight_offset + weight), xhat = x / rms, rms = sqrt(mean(x**2) + eps):
      * dx = (g - xhat * mean(g * xhat)) / rms, and dweight (n,) = sum of dy * xhat over all rows.
-     * dx may be dy or x. dweight is NULL without a weight, and only then; scratch may be, then.
-     * Beside its own rounding, dx is within 2e-6 of its row's largest element plus
-     * (n + 512) / 2**56 of the row's largest |g| / rms, dweight within 1e-6 of the sum of
-     * |dy * xhat|. No bit depends on the threads. */
+     * dx may be dy or x. dweight is NULL if and only if weight is; scratch may then be NULL too.
+     * Beyond its own rounding, the error of dx is at most 2e-6 of its row's largest element plus
+     * (n + 512) / 2**56 of the row's largest |g| / rms, that of dweight at most 1e-6 of the sum of
+     * |dy * xhat|. The bits do not depend on the threads. */
     int (*rms_norm_backward)(const float *dy, ptrdiff_t dy_stride,
                              const float *x, ptrdiff_t x_stride, const float *weight,
                              float *dx, ptrdiff_t dx_stride, float *dweight, void *scratch,
@@ -88,8 +88,8 @@ typedef struct fastrms_functions {
                         float *residual, ptrdiff_t residual_stride, ptrdiff_t rows, ptrdiff_t n,
                         double scale, int threads);
 
-    /* For rows of `size` floats that are split over several holders, who add up their sums.
-     * out (rows,) = sum of x**2, the very sum that rms_norm takes. */
+    /* For rows of `size` floats split over several holders, which add up their sums:
+     * out (rows,) = sum of x**2, the same sum as inside rms_norm. */
     int (*sum_squares)(const float *x, ptrdiff_t x_stride, double *out,
                        ptrdiff_t rows, ptrdiff_t n, int threads);
 
@@ -113,8 +113,8 @@ typedef struct fastrms_functions {
                               ptrdiff_t rows, ptrdiff_t n, ptrdiff_t size,
                               double eps, double weight_offset, int accumulate, int threads);
 
-    /* What the backward functions need, n rounded up to a multiple of 16: with threads = 1 some 32 n
-     * bytes, with 0 at most 800 n. Of bad sizes 0, which the call then refuses. */
+    /* The scratch of the backward functions, in bytes: some 32 n with threads = 1, at most 800 n
+     * with 0, n rounded up to a multiple of 16. 0 for bad sizes, for which the call fails. */
     size_t (*scratch_bytes)(ptrdiff_t rows, ptrdiff_t n, int threads);
 } fastrms_functions;
 
