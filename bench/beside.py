@@ -1,7 +1,7 @@
-"""A norm on one thread and on two, by what else the caller does: python bench/beside.py
+"""Time a norm on one thread and on two, beside the caller's other work: python bench/beside.py
 
-Calls in a row find the second thread awake, calls after a pause must wake it, and between matmuls
-of NumPy it shares the CPUs with the threads of their BLAS. Printed are medians in us.
+Calls in a row find the second thread awake, calls after a pause must wake it, and between NumPy's
+matmuls it competes with the BLAS threads for the CPUs. The figures are medians in us.
 """
 
 import argparse

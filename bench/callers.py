@@ -1,7 +1,7 @@
-"""What a call costs from Python, numba, Cython and C: python bench/callers.py
+"""Time a call from Python, numba, Cython and C: python bench/callers.py
 
-Needs gcc, numba and Cython: it compiles a loop of calls in each of them. Rounds take turns, and the
-best round of each counts. All run on one thread, over one row that stays in cache.
+Needs gcc, numba and Cython, since it compiles a loop of calls with each of them. The callers take
+turns, and the best round of each counts. All run on one thread, over one row that stays in cache.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def in_numba(count, x, weight, out):
 
 
 def built(folder):
-    """Return the loops in C and in Cython, compiled."""
+    """Compile and return the loops in C and in Cython."""
     include = [f"-I{fastrms.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     gcc = ["gcc", "-shared", "-fPIC", "-O2", *include]
     (folder / "in_c.c").write_text(IN_C)
@@ -76,7 +76,7 @@ def built(folder):
 
 
 def rounds(callers, count, arrays, turns):
-    """Return the seconds a call in the best round of each."""
+    """Return each caller's seconds for one call, in its best round."""
     best = dict.fromkeys(callers, float("inf"))
     for _ in range(turns):
         for name, call in callers.items():

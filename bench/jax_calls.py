@@ -1,10 +1,9 @@
-"""fastrms.jax beside jax's own jitted formula: the table of docs/jax.md.
+"""Time fastrms.jax against jax's own jitted formula: the table of docs/jax.md.
 
-Rounds of both in turn, in one process; of each the best. A gradient is dx and dweight of given x,
-weight and dy, compiled into one program. What is added, x in one and dtotal in the other, is
-computed in the program, as a layer's output is. Results are new arrays, as JAX has them: run it
-with MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=9999999999, or the system's price of their memory
-is all that the large shapes show.
+Both take turns in one process, and the best round of each counts. A gradient is dx and dweight for
+given x, weight and dy, compiled into one program. The summand, x forward and dtotal backward, is
+computed in the program, as a layer's output is. JAX returns new arrays: run this with
+MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=9999999999, or page faults dominate the large shapes.
 """
 
 import argparse
@@ -42,7 +41,7 @@ def add_gradient(add, x, residual, weight, dy):
 
 
 def cases(rows, n):
-    """Return for each column the two functions and their arguments."""
+    """Yield for each column the two functions and their arguments."""
     rng = np.random.default_rng(0)
     x, residual, dy = (jnp.asarray(rng.standard_normal((rows, n), "f")) for _ in range(3))
     weight = jnp.asarray(rng.standard_normal(n, "f"))
@@ -54,7 +53,7 @@ def cases(rows, n):
 
 
 def best(functions, arguments, seconds):
-    """Return the best time of each, in seconds, and how often the two were timed."""
+    """Return the best time of each function, in seconds."""
     functions = [jax.jit(function) for function in functions]
     results = [[np.inf], [np.inf]]
     for function in functions:
@@ -69,7 +68,7 @@ def best(functions, arguments, seconds):
 
 
 def cell(ours, theirs):
-    """Both times, and how many times fastrms.jax goes into the formula's."""
+    """Return both times, and the ratio of the formula's to fastrms.jax's, as text."""
     unit, scale = ("ms", 1e3) if theirs > 1e-3 else ("us", 1e6)
     return f"{ours * scale:.3g}, {theirs * scale:.3g} {unit}: {theirs / ours:.2g}x"
 

@@ -1,8 +1,8 @@
-"""transformers models before and after `fastrms.torch.patch`: python bench/torch_models.py
+"""Compare transformers models before and after `fastrms.torch.patch`: python bench/torch_models.py
 
-Small models with random weights, one a family. Printed are the distance of logits and gradients
-from the same model in float64, before and after, and the times; then what a call of the norm costs
-by itself. They are the tables of docs/torch.md.
+One small model of each family, with random weights. The first table has the distance of logits and
+gradients from the same model in float64, and the times; the second the time of one call of the
+norm. They are the tables of docs/torch.md.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import fastrms.torch
 
 
 def formula(x, weight):
-    """The norm of transformers' LlamaRMSNorm."""
+    """Return the norm as transformers' LlamaRMSNorm computes it."""
     return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
 
 
@@ -27,12 +27,12 @@ NORMS = {
     "F.rms_norm": lambda x, weight: torch.nn.functional.rms_norm(x, weight.shape, weight, 1e-5),
     "formula": formula,
 }
-CALLS = 200  # a turn, of each norm
+CALLS = 200  # of each norm in a turn
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 
 
 def build(family, layers, width):
-    """Return a model of random weights; norm weights too, which start at one, or at zero."""
+    """Return a model with random weights, also in the norms, whose own start is one or zero."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(
         family,
@@ -58,7 +58,7 @@ def tokens(count):
 
 
 def train(model, count):
-    """Return logits and gradients, by name, of the sum of all logits' squares."""
+    """Return the logits, and the gradients by name of the sum of their squares."""
     model.zero_grad()
     logits = model(tokens(count)).logits
     logits.square().sum().backward()
@@ -67,7 +67,7 @@ def train(model, count):
 
 
 def distance(results, exact):
-    """Return how far logits are from exact ones, and the farthest gradient: rms over rms."""
+    """Return the error of the logits and that of the worst gradient, each as rms over rms."""
     (logits, gradients), (exact_logits, exact_gradients) = results, exact
     return far(logits, exact_logits), max(
         far(gradients[name], exact_gradients[name]) for name in gradients
@@ -85,7 +85,7 @@ def parity(model, other, count=32):
 
 
 def passes(model):
-    """Return what is timed, by name: forward passes, one with its backward, the norms alone."""
+    """Return the timed calls by name: forward passes, one with its backward, the norms alone."""
     one, many = norms(model, 1), norms(model, 256)
     return {
         "1 token": lambda: infer(model, 1),
@@ -102,7 +102,7 @@ def infer(model, count):
 
 
 def norms(model, count):
-    """Return the RMSNorm modules in the order of their calls, each with what it is given."""
+    """Return the RMSNorm modules in the order of their calls, each with its input."""
     calls = []
     hooks = [
         module.register_forward_hook(lambda norm, given, _: calls.append((norm, given[0])))
@@ -116,7 +116,7 @@ def norms(model, count):
 
 
 def cell(before, after, trained, rounds):
-    """Return the best rounds' CPU times and their ratio; ? if half of the rounds took 20 % more."""
+    """Return the best CPU times and their ratio; ? if a median round took over 20 % more."""
     seconds = [[], []]
     for turn in range(rounds + 1):
         for i in (0, 1) if turn % 2 else (1, 0):
@@ -139,7 +139,7 @@ def call(norm, x, weight, trained):
 
 
 def price(rows, rounds):
-    """Return the CPU time of a call on rows of 64, in us: each norm, then each one trained."""
+    """Return the CPU times of a call on rows of 64, in us: each norm, then each with gradients."""
     best = {(trained, name): float("inf") for trained in (False, True) for name in NORMS}
     for _ in range(rounds):
         for trained, name in best:
@@ -158,7 +158,7 @@ def main(arguments=None):
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args(arguments)
-    # CPU time on one thread is what the pass costs, whatever else runs on the machine.
+    # CPU time on one thread does not depend on what else runs on the machine.
     torch.set_num_threads(1)
     fastrms.set_num_threads(1)
     print(

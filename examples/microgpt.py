@@ -1,4 +1,4 @@
-"""A character-level GPT in plain NumPy, each backward written out next to its forward.
+"""Train a character-level GPT in plain NumPy, each backward written out next to its forward.
 
     pip install ".[examples]"                      # in the checkout
     python examples/microgpt.py                    # minutes: trains, saves model.npz, writes
@@ -19,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# Two workers with a core each take 60 to 90 ms a step on an Intel Xeon, two threads of OpenBLAS
-# 150: products are small here. And with one thread in BLAS, the number of cores changes no bit.
+# The products are small: two workers with a core each take 60 to 90 ms a step, two threads of
+# OpenBLAS 150 (Intel Xeon). And with one thread in BLAS the number of cores changes no bit.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import microgpt_tools as tools
@@ -28,11 +28,11 @@ import numpy as np
 
 import fastrms
 
-SHARES = 2  # of every batch, one for each worker; fixed, so that their number changes no bit
+SHARES = 2  # of every batch; not one a worker, so that the number of workers changes no bit
 
 
 def batch(ids, config, step):
-    """B random windows: inputs (B, T), and the same one character on. A step has its own seed."""
+    """Draw B random windows, seeded by the step: inputs (B, T), and targets, one character on."""
     rng = np.random.default_rng((config.seed, step))
     starts = rng.integers(0, len(ids) - config.context, config.batch)
     windows = ids[starts[:, None] + np.arange(config.context + 1)]
@@ -54,7 +54,7 @@ class Config:
 
 
 def shapes(config):
-    """Every parameter's shape. Norm 2i is before layer i's attention, 2i + 1 before its MLP."""
+    """Return all parameters' shapes. Norm 2i precedes layer i's attention, norm 2i + 1 its MLP."""
     vocab, c = len(config.chars), config.width
     result = {"characters": (vocab, c), "positions": (config.context, c), "head": (c, vocab)}
     for i in range(config.layers):
@@ -66,7 +66,7 @@ def shapes(config):
 
 
 def views(flat, config):
-    """One long array as named arrays: Adam sees the first, the model the second."""
+    """Return named views of one long array: Adam updates the array, the model uses the views."""
     result, start = {}, 0
     for name, shape in shapes(config).items():
         size = int(np.prod(shape))
@@ -76,8 +76,8 @@ def views(flat, config):
 
 
 def initial(config, dtype=np.float32):
-    """Random parameters, flat: a matrix keeps the size of what it multiplies; those that end the
-    2L branches are smaller by sqrt(2L), as in GPT-2, so that the stream grows to 1 and no more."""
+    """Return random parameters, flat. A matrix keeps the rms of its input; those that end the 2L
+    branches are smaller by sqrt(2L), as in GPT-2, so that the stream grows to 1 and no more."""
     flat = np.empty(sum(int(np.prod(shape)) for shape in shapes(config).values()), dtype)
     rng = np.random.default_rng(config.seed)
     fixed = {"characters": 0.2, "positions": 0.2, "head": 0.02}
@@ -88,13 +88,13 @@ def initial(config, dtype=np.float32):
     return flat
 
 
-# x (N, C) -> (N, C); sequences see their own past alone
+# x (N, C) -> (N, C); a character attends to itself and its sequence's past
 def attention(x, qkv, proj, config, t):
     b, heads, d = len(x) // t, config.heads, config.width // config.heads
     q, k, v = (x @ qkv).reshape(b, t, 3, heads, d).transpose(2, 0, 3, 1, 4)  # (B, H, T, D) each
     a = q @ k.swapaxes(2, 3)  # (B, H, T, T)
     a *= d**-0.5
-    a += np.triu(np.full((t, t), -np.inf, a.dtype), 1)  # no looking ahead
+    a += np.triu(np.full((t, t), -np.inf, a.dtype), 1)  # causal mask
     a -= a.max(axis=3, keepdims=True)
     np.exp(a, out=a)
     a /= a.sum(axis=3, keepdims=True)
@@ -137,8 +137,8 @@ def mlp_backward(dout, saved, up, down, dup, ddown):
     return du @ up.T
 
 
-# The stream h and a branch's output, both (N, C) -> the new stream, and what norm i makes of it.
-# The sum is written into the branch's output: h is needed once more, on the way back.
+# The stream h and a branch's output, both (N, C) -> the new stream, and its norm i.
+# The sum is written into the branch's output, because the backward needs h.
 def join(h, out, i, p, config, ops):
     weight = p.get(f"norm.{i}")
     if config.residual and config.norm:
@@ -148,8 +148,8 @@ def join(h, out, i, p, config, ops):
     return out, ops.rms_norm(out, weight) if config.norm else out
 
 
-# dx, the gradient that came through the branch, and dh, the one that came past it, both (N, C) ->
-# the gradient in h. Here the two paths meet: the norm's backward adds its dx into dh.
+# dx, the gradient of the branch, and dh, that of the skip path, both (N, C) -> the gradient in h.
+# Here the two paths meet: the norm's backward adds its dx into dh.
 def join_backward(dx, dh, h, i, p, g, config, ops):
     weight, dweight = p.get(f"norm.{i}"), g.get(f"norm.{i}")
     if config.residual and config.norm:
@@ -163,7 +163,7 @@ def join_backward(dx, dh, h, i, p, g, config, ops):
 
 
 def forward(p, inputs, config, ops):
-    """inputs (B, T) -> logits (N, V), and what the backward needs."""
+    """Return the logits (N, V) of inputs (B, T), and the arrays that the backward needs."""
     t = inputs.shape[1]
     h = (p["characters"][inputs] + p["positions"][:t]).reshape(-1, config.width)
     x = ops.rms_norm(h, p.get("norm.0")) if config.norm else h
@@ -180,10 +180,10 @@ def forward(p, inputs, config, ops):
 
 
 def backward(dlogits, saved, p, g, inputs, config, ops):
-    """Fill g, the gradients, from dlogits (N, V): forward's lines from the last to the first."""
+    """Fill g, the gradients, from dlogits (N, V): the lines of `forward` in reverse order."""
     h, x = saved.pop()
     np.matmul(x.T, dlogits, out=g["head"])
-    dx, dh = dlogits @ p["head"].T, np.zeros_like(h)  # nothing goes past the last norm
+    dx, dh = dlogits @ p["head"].T, np.zeros_like(h)  # nothing bypasses the last norm
     dh = join_backward(dx, dh, h, 2 * config.layers, p, g, config, ops)
     for i in reversed(range(config.layers)):
         up, down, qkv, proj = (f"{i}.{name}" for name in ("up", "down", "qkv", "proj"))
@@ -199,7 +199,7 @@ def backward(dlogits, saved, p, g, inputs, config, ops):
 
 
 def loss_and_gradients(p, g, inputs, targets, config, ops):
-    """Mean cross-entropy in nats per character; g, zeros, is filled unless it is None."""
+    """Return the mean cross-entropy in nats per character; fill g, zeros, unless it is None."""
     logits, saved = forward(p, inputs, config, ops)
     rows, targets = np.arange(len(logits)), targets.ravel()
     logits -= logits.max(axis=1, keepdims=True)
@@ -217,7 +217,7 @@ def loss_and_gradients(p, g, inputs, targets, config, ops):
 
 @dataclass
 class State:
-    """All that a run is made of: saved whole, it goes on bit for bit."""
+    """The whole state of a run: loaded from a file, training continues bit for bit."""
 
     config: Config
     params: np.ndarray  # flat, as are Adam's two means
@@ -243,7 +243,7 @@ class State:
 
 
 def gradients(state, inputs, targets, ops=fastrms, run=map):
-    """Loss and flat gradient of a batch: each share's, added in their order, whoever was first."""
+    """Return a batch's loss and flat gradient; shares are added in order, not as they finish."""
     p = views(state.params, state.config)
 
     def work(part):
@@ -256,11 +256,11 @@ def gradients(state, inputs, targets, ops=fastrms, run=map):
 
 
 def adam(state, gradient, rate=3e-3, warmup=100, beta1=0.9, beta2=0.99, eps=1e-8):
-    """One step (Kingma and Ba 2015); the rate rises for `warmup` steps, then falls as 1 / sqrt."""
+    """Step once (Kingma and Ba 2015); the rate rises for `warmup` steps, then falls as 1 / sqrt."""
     step = len(state.losses) + 1
     state.mean += (1 - beta1) * (gradient - state.mean)
     state.square += (1 - beta2) * (gradient * gradient - state.square)
-    rate *= min(step / warmup, (warmup / step) ** 0.5)  # needs no end: more steps can follow
+    rate *= min(step / warmup, (warmup / step) ** 0.5)  # has no last step, so that runs can go on
     move = state.mean / (np.sqrt(state.square / (1 - beta2**step)) + eps)
     state.params -= move * (rate / (1 - beta1**step))
 
@@ -276,20 +276,20 @@ def train(state, ids, steps, ops=fastrms, run=map):
 
 
 def held_out(state, ids, ops=fastrms, batches=8):
-    """Mean loss on text that the training never sees."""
+    """Return the mean loss on text that the training never sees."""
     p, config = views(state.params, state.config), state.config
     draws = (batch(ids, config, 10**9 + i) for i in range(batches))
     return sum(loss_and_gradients(p, None, *draw, config, ops) for draw in draws) / batches
 
 
 def write(state, length, ops=fastrms, samples=3, temperature=0.8):
-    """Let the model write: `samples` texts from an empty line, one character at a time."""
+    """Generate `samples` texts from an empty line, one character at a time."""
     p, config, rng = views(state.params, state.config), state.config, np.random.default_rng(0)
     ids = np.full((samples, 1), config.chars.index("\n"))
     for _ in range(length):
         logits, _ = forward(p, ids[:, -config.context :], config, ops)
         logits = logits.reshape(samples, -1, len(config.chars))[:, -1] / temperature
-        logits += rng.gumbel(size=logits.shape)  # the largest of logit + Gumbel is a fair draw
+        logits += rng.gumbel(size=logits.shape)  # argmax(logits + Gumbel noise) draws from softmax
         ids = np.append(ids, logits.argmax(axis=1)[:, None], axis=1)
     return ["".join(config.chars[i] for i in row[1:]) for row in ids]
 
@@ -300,11 +300,11 @@ def parse():
     parser.add_argument(
         "--out", metavar="FILE", default="model.npz", help="default: model.npz; or .safetensors"
     )
-    parser.add_argument("--resume", metavar="FILE", help="go on with a saved model, as it is")
+    parser.add_argument("--resume", metavar="FILE", help="continue training a saved model")
     parser.add_argument("--steps", type=int, default=2000, help="in all (default: 2000)")
     parser.add_argument("--layers", type=int, default=4, help="default: 4")
-    parser.add_argument("--no-norm", action="store_true", help="see what breaks")
-    parser.add_argument("--no-residual", action="store_true", help="see what breaks")
+    parser.add_argument("--no-norm", action="store_true", help="leave them out: see what breaks")
+    parser.add_argument("--no-residual", action="store_true", help="see what breaks without them")
     parser.add_argument("--weights", action="store_true", help="learn a weight for each norm")
     parser.add_argument("--norm", choices=("fastrms", "numpy"), default="fastrms")
     parser.add_argument("--plot", metavar="FILE", help="draw the loss: .png or .svg")
@@ -326,7 +326,7 @@ def parse():
     except (OSError, ValueError, KeyError) as reason:
         parser.exit(2, f"microgpt.py: {reason}\n")
     if len(text) < 20_000:
-        parser.exit(2, "microgpt.py: 20,000 characters is the least to learn from\n")
+        parser.exit(2, "microgpt.py: the text must have at least 20,000 characters\n")
     if state is None:
         what = {"norm": not args.no_norm, "residual": not args.no_residual, "weights": args.weights}
         state = State.new(Config(tools.alphabet(text), args.layers, seed=args.seed, **what))

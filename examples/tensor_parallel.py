@@ -1,12 +1,12 @@
-"""RMSNorm with its last axis split over MPI ranks, forward and backward, beside the unsplit result.
+"""Split RMSNorm's last axis over MPI ranks, forward and backward; compare with the unsplit result.
 
     pip install ".[mpi]"                                        # in the checkout
     mpiexec -n 4 python examples/tensor_parallel.py             # or -n 2, or any other number
     mpiexec -n 4 python examples/tensor_parallel.py 576 11008   # other sizes of the last axis
 
-Each rank holds its own columns of all rows. Forward exchanges a float64 a row, the sum of x**2, and
-backward one more, the sum of dy * weight * x. Rank 0 then gathers the results, only to compare
-them. docs/tensor_parallel.md says what the figures mean.
+Each rank holds its own columns of all rows. Forward exchanges one float64 a row, the sum of x**2,
+and backward one more, the sum of dy * weight * x. Rank 0 gathers the results only to compare them.
+docs/tensor_parallel.md explains the figures.
 """
 
 import argparse
@@ -23,13 +23,13 @@ EPS = 1e-5
 
 
 def forward(comm, x, weight, size):
-    """y (rows, n), and the global sums of squares for backward. x (rows, n), weight (n,)."""
+    """Return y (rows, n), and the global sums of squares for backward. x (rows, n), weight (n,)."""
     squares = total(comm, fastrms.sum_squares(x))
     return fastrms.rms_scale(x, squares, size, weight, EPS), squares
 
 
 def backward(comm, dy, x, weight, squares, size):
-    """dx (rows, n), dweight (n,): a rank's dweight is whole, it has all rows of its columns."""
+    """Return dx (rows, n), dweight (n,), which is complete: a rank has all rows of its columns."""
     products = total(comm, fastrms.sum_products(dy, x, weight))
     return fastrms.rms_scale_backward(dy, x, squares, products, size, weight, EPS)
 
@@ -42,7 +42,7 @@ def total(comm, part):
 
 
 def draw(size):
-    """x, dy (ROWS, size) and weight (size,): the same on every rank. Rows from 1e-9 to 1e9."""
+    """Draw x, dy (ROWS, size), weight (size,), the same on every rank. Rows from 1e-9 to 1e9."""
     rng = np.random.default_rng(size)
     x, dy = rng.standard_normal((2, ROWS, size), np.float32)
     x = np.ldexp(x, rng.integers(-30, 31, (ROWS, 1)))
@@ -50,12 +50,12 @@ def draw(size):
 
 
 def edges(size, ranks):
-    """Where each rank's columns begin, and where the last one's end."""
+    """Return where each rank's columns begin, and where the last rank's end."""
     return [size * rank // ranks for rank in range(ranks + 1)]
 
 
 def run_split(comm, at, x, dy, weight):
-    """Both passes on this rank's columns; on rank 0 the whole y, dx and dweight, elsewhere None."""
+    """Run both passes on this rank's columns; on rank 0 return the whole y, dx and dweight."""
     mine = slice(*at[comm.rank : comm.rank + 2])
     size = len(weight)
     x, dy, weight = (np.ascontiguousarray(array[..., mine]) for array in (x, dy, weight))
@@ -71,7 +71,7 @@ def run_split(comm, at, x, dy, weight):
 
 
 def compare(split, x, dy, weight):
-    """For y, dx and dweight: name, elements that differ, of how many, furthest, in what unit."""
+    """Return for y, dx, dweight: name, differing elements, all elements, largest distance, unit."""
     whole = [fastrms.rms_norm(x, weight, EPS), *fastrms.rms_norm_backward(dy, x, weight, EPS)]
     # Both y have one sign, so the distance in ulp is that of the bit patterns.
     ulp = np.abs(split[0].view(np.int32).astype(np.int64) - whole[0].view(np.int32))
@@ -89,7 +89,7 @@ def compare(split, x, dy, weight):
 
 
 def report(comm, sizes):
-    """Rank 0 prints a table for each size."""
+    """Print a table for each size, on rank 0."""
     row = "{:<8}{:>10}{:>11}  {} {}".format
     if comm.rank == 0:
         print(f"{comm.size} ranks, {ROWS} rows, beside the unsplit result")
@@ -105,7 +105,7 @@ def report(comm, sizes):
 
 
 def parse_sizes(rank):
-    """The sizes on the command line. An error is one line, which rank 0 prints for all."""
+    """Return the sizes on the command line. Rank 0 alone prints an error, on one line."""
 
     class Parser(argparse.ArgumentParser):
         def _print_message(self, message, file=None):

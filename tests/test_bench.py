@@ -130,7 +130,7 @@ def test_the_schema_refuses(tiny, broken, problem):
         (("--json", "/proc/bench.json"), "cannot write '/proc/bench.json'"),
         (("--plot", "/proc/bench.png"), "cannot write '/proc/bench.png'"),
         (("--data", "cauchy"), "'cauchy' is none of: all, normal, outlier"),
-        (("--inplace", "--op", "fresh"), "--inplace leaves nothing fresh"),
+        (("--inplace", "--op", "fresh"), "--inplace makes no new array"),
     ],
 )
 def test_refusals_are_one_line_and_exit_2(args, said):

@@ -67,7 +67,7 @@ def test_80_columns_show_every_cell(stderr):
 
 def test_fewer_columns_leave_the_last_ones_out_and_say_so():
     shown, _ = on_terminal(60, [*BENCH, "--shape", "3x33"], stdout="tty", stderr=subprocess.PIPE)
-    assert "left out, 60 columns being too few: x NumPy, GB/s, spread" in shown
+    assert "left out on this terminal of 60 columns: x NumPy, GB/s, spread" in shown
     rows = [line for line in shown if " 3x33 " in line]
     assert len(rows) == len(report.OPS)
     assert all(len(line) <= 60 and re.search(r" [num]s$", line) for line in rows)

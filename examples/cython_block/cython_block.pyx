@@ -14,7 +14,7 @@ import_fastrms()
 
 cdef int block(float* residual, float* x, const float* weight, Py_ssize_t rows, Py_ssize_t n,
                int layers) noexcept nogil:
-    """residual += x, x = tanh(norm(residual)): so many times, then residual += x."""
+    """Repeat `layers` times residual += x, x = tanh(norm(residual)); then residual += x."""
     cdef Py_ssize_t i
     cdef int error, _layer
     for _layer in range(layers):
@@ -27,7 +27,7 @@ cdef int block(float* residual, float* x, const float* weight, Py_ssize_t rows, 
 
 
 def run_block(float[:, ::1] residual, float[:, ::1] x, const float[::1] weight, int layers):
-    """Run the block over `residual` and `x`, which it changes."""
+    """Run the block on `residual` and `x`, both changed in place."""
     cdef Py_ssize_t rows = x.shape[0], n = x.shape[1]
     cdef int error
     if residual.shape[0] != rows or residual.shape[1] != n or weight.shape[0] != n:
@@ -41,7 +41,7 @@ def run_block(float[:, ::1] residual, float[:, ::1] x, const float[::1] weight, 
 
 
 def norm_and_gradient(const float[:, ::1] x, const float[:, ::1] dy, const float[::1] weight):
-    """Return y row by row, on any thread, and the gradients of all rows."""
+    """Return y, computed row by row in prange, and the gradients of all rows in one call."""
     cdef Py_ssize_t row, rows = x.shape[0], n = x.shape[1]
     if dy.shape[0] != rows or dy.shape[1] != n or weight.shape[0] != n or rows * n == 0:
         raise ValueError("dy must have the shape of x, weight that of its last axis, none be empty")
@@ -60,5 +60,5 @@ def norm_and_gradient(const float[:, ::1] x, const float[:, ::1] dy, const float
             rows, n, 1e-5, 0.0, 0, 0)
     free(scratch)
     if errors:
-        raise ValueError("fastrms refused a call: see fastrms.h")
+        raise ValueError("fastrms returned an error: see fastrms.h")
     return np.asarray(y), np.asarray(dx), np.asarray(dweight)

@@ -1,4 +1,4 @@
-"""Cython finds fastrms/__init__.pxd in the installed package; C has to be told of its header."""
+"""Build the example: Cython finds fastrms/__init__.pxd, C needs the folder of fastrms.h."""
 
 from setuptools import Extension, setup
 

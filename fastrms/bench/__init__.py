@@ -1,7 +1,7 @@
-"""`fastrms bench`: fastrms beside the price of a copy, the NumPy formula and other libraries.
+"""`fastrms bench`: time fastrms against a copy, the NumPy formula and other libraries.
 
-`run` takes the parsed command line to an exit code: 0, 1 for a failed comparison or a wrong
-answer, 130 after Ctrl-C. A request that cannot be met is a ValueError or ImportError.
+`run` returns the exit code: 0, 1 for a failed comparison or a wrong answer, 130 after Ctrl-C. A
+request that cannot be met raises ValueError or ImportError.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ def run(args):
     if args.fail_below is not None and not args.compare:
         raise ValueError("--fail-below needs --compare OLD.json")
     if args.inplace and "fresh" in (args.op or ()):
-        raise ValueError("--inplace leaves nothing fresh: drop it, or --op fresh")
+        raise ValueError("--inplace makes no new array: drop it, or --op fresh")
     old = compare.load(args.compare) if args.compare else None
     plan = options.plan(args, old)
     if old:
@@ -40,7 +40,7 @@ def measure_and_report(args, plan, old):
         try:
             measure_rows(plan, record, screen)
         except KeyboardInterrupt:
-            pass  # what was measured so far holds, and the record says that it is not all
+            pass  # keep the rows measured so far; the record is marked as incomplete
         except measure.WrongAnswerError as error:
             print(f"fastrms bench: {error}", file=sys.stderr)
             return 1

@@ -1,6 +1,6 @@
-"""The three that every table has, as calls without arguments: the floor, NumPy, fastrms.
+"""The three rivals of every table, as calls without arguments: the floor, NumPy, fastrms.
 
-Each function takes a case and returns a call. Arrays are bound once: a call holds no set-up.
+Each function takes a case and returns a call with its arrays bound, so that no set-up is timed.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from .cases import EPS
 
 
 def floor(case):
-    """The cheapest NumPy pass that moves what the op must move: see each op's byte model."""
+    """Return the cheapest NumPy pass that moves the bytes of the op's byte model."""
     c = case
     if c.op == "fresh":
         x = c.x
@@ -30,7 +30,7 @@ def floor(case):
 
 
 def numpy(case):
-    """The formula as people write it in NumPy, float32 throughout."""
+    """Return the formula as usually written in NumPy, float32 throughout."""
     if case.inplace and case.op in ("forward", "offset", "add_norm"):
         return numpy_in_place(case)
     x, weight = case.x, case.weight
@@ -85,7 +85,7 @@ def numpy_backward(case):
 
 
 def ours(case):
-    """The call that a caller with buffers of its own makes."""
+    """Return the call of fastrms, into the case's own buffers unless the op makes a new array."""
     if case.op == "add":
         residual_add, residual, x = fastrms.residual_add, case.residual, case.x
         return lambda: residual_add(x, residual)

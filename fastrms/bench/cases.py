@@ -1,6 +1,6 @@
 """What is measured: the ops, their byte models and floors, the arrays, and the check of an answer.
 
-A case is one op on one shape. It refuses to time anything: that is timing.py's.
+A case is one op on one shape. The clock is in timing.py.
 """
 
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ import numpy as np
 from .. import reference
 
 EPS = 1e-5
-# NumPy promises its arrays 16 bytes and no more; the large ones, which come straight from the
-# operating system, always start 16 bytes past a page. So 16 past a cache line is what users have.
+# NumPy aligns its arrays to 16 bytes only; large ones, which come straight from the operating
+# system, always start 16 bytes past a page. So users' arrays start 16 bytes past a cache line.
 ALIGN = 16
 CACHE_LINE = 64
-# Of the largest exact value, or of 1, the size of the inputs. It catches a wrong formula, a wrong
-# array, an unwritten result; MLX's float32 sums over long rows come nearest to it. The tight
-# bounds are `fastrms check`'s.
+# Relative to the largest exact value, or to 1, the size of the inputs. It catches a wrong formula,
+# a wrong array, an unwritten result. MLX, with float32 sums over long rows, comes nearest to it;
+# `fastrms check` has the tight bounds.
 TOLERANCE = 1e-4
-# What x holds: normal numbers; or those, and in each row one that is 100, as in the residual
-# streams of real models.
+# The values of x: normal numbers, or normal numbers and one outlier of 100 in each row, as in the
+# residual streams of real models.
 DATA = ("normal", "outlier")
 OUTLIER = 100
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operation, in the words that the table prints."""
+    """One operation, as the tables name it."""
 
     label: str
     reads: tuple
@@ -38,7 +38,7 @@ class Op:
 
     @property
     def bytes_per_element(self):
-        """Each array read and each array written counts once: the bytes that must move."""
+        """Return the bytes that must move: each array read and each array written, once."""
         return 4 * (len(self.reads) + len(self.writes))
 
     def model(self, inplace=False):
@@ -144,7 +144,7 @@ class Case:
         return memory[start : start + size].view(np.float32).reshape(shape)
 
     def make_weight(self):
-        """Near 1 with its offset; in place 1 or -1, so that calls neither grow nor shrink rows."""
+        """Return a weight near 1, offset included; in place 1 or -1, which keeps the size of rows."""
         weight = self.empty((self.n,))
         noise = np.random.default_rng(3).standard_normal(self.n, np.float32)
         weight[:] = np.sign(noise) if self.inplace else 1 + np.float32(0.1) * noise
@@ -152,7 +152,7 @@ class Case:
         return weight
 
     def fill(self, name):
-        """Write one input's values: the same ones every time."""
+        """Fill one input with its values, the same every time."""
         array = getattr(self, name)
         flat, tile, seed = array.reshape(-1), noise_tile(), self.inputs[name]
         first = min(flat.size, seed * 1001)
@@ -163,12 +163,12 @@ class Case:
         if name == "x" and self.data == "outlier":
             array[:, self.n // 2] = OUTLIER
         if name == "x" and self.op == "backward" and self.inplace:
-            # dy is divided by this rms once a call: it has to be 1.
+            # Each call divides dy by the rms of these rows, so it must be 1.
             for rows in self.blocks():
                 array[rows] = reference.rms_norm(array[rows])
 
     def refill(self):
-        """Write the inputs that a call overwrites anew, so that no value grows without end."""
+        """Restore the inputs that calls overwrite, so that values do not grow from call to call."""
         for name in self.inputs:
             array = getattr(self, name)
             if any(getattr(self, result, None) is array for result in OPS[self.op].results):
@@ -182,7 +182,7 @@ class Case:
 
     @cached_property
     def exact(self):
-        """What the reference makes of freshly filled inputs, in the order of the op's results."""
+        """The reference's results for freshly filled inputs, in the order of the op's results."""
         self.refill()
         first, second = np.empty((self.rows, self.n), np.float32), None
         if self.op == "backward":
@@ -205,16 +205,16 @@ class Case:
         return (first,) if second is None else (first, second)
 
     def error(self, call):
-        """Run `call` once and return its largest error, beside the largest exact value.
+        """Run `call` once and return its largest error, relative to the largest exact value.
 
-        A call returns results that it made, in the op's order; the rest are in the case's arrays.
+        The call returns the arrays that it made, in the op's order; other results are in the case.
         """
         exact = self.exact
         overwritten = {id(getattr(self, name)) for name in self.inputs}
         for name in OPS[self.op].results:
             array = getattr(self, name, None)
             if array is not None and id(array) not in overwritten:
-                array.fill(np.nan)  # an unwritten result is a wrong one
+                array.fill(np.nan)  # makes an unwritten result a wrong one
         self.refill()
         made = call()
         made = () if made is None else made if isinstance(made, tuple | list) else (made,)
@@ -227,12 +227,12 @@ class Case:
 
 @cache
 def noise_tile():
-    """Normal noise; its length is prime, so that rows made of repeats of it still differ."""
+    """Return normal noise of prime length, so that rows made of repeats of it still differ."""
     return np.random.default_rng(0).standard_normal(1_048_583, np.float32)
 
 
 def largest_error(got, want):
-    """Return the largest |got - want|, of the largest |want| or 1; NaN if any of it is NaN."""
+    """Return the largest |got - want| over the largest |want|, or over 1; NaN if any is NaN."""
     got, want = got.reshape(-1), want.reshape(-1)
     if got.shape != want.shape:
         return float("nan")

@@ -1,4 +1,4 @@
-"""Two records side by side: which times changed, and what is only noise."""
+"""Compare two records: which times changed by more than noise."""
 
 import itertools
 import json
@@ -7,19 +7,19 @@ from statistics import median
 from .. import _output
 from . import report, schema
 
-# Beyond what the processes of both records show: two runs of one build differ by this much.
+# Added to the differences between the records' own processes: two runs of one build differ so much.
 LEAST_NOISE = 0.05
 
 TITLES = (*report.TITLES[:4], "speed", "", "old", "new", "of floor")
 
 NOTES = (
     "speed: the new over the old, by time or by fraction of the floor, whichever changed less;",
-    "  in words where that is beyond noise. old, new: a call's time, in the median process.",
+    "  faster or SLOWER if that exceeds the noise. old, new: a call's time, median process.",
 )
 
 
 def load(path):
-    """Return the record in a file; ValueError says why it is none."""
+    """Return the record in a file; raise ValueError, with the reason, if it is none."""
     try:
         record = json.loads(path.read_text())
     except OSError as error:
@@ -52,7 +52,7 @@ def key(row, protocol):
 
 
 def changes(old, new):
-    """Return one dict for each row of the new record, whose keys the old one has."""
+    """Return one dict for each row of the new record; the old record must have the same row."""
     before = {key(row, old["protocol"]): row for row in old["rows"]}
     return [change(before[key(row, new["protocol"])], row) for row in new["rows"]]
 
@@ -60,9 +60,9 @@ def changes(old, new):
 def change(old, new):
     """Return the new speed over the old one, and whether that counts.
 
-    It is the lesser of two changes: of the time, which is all there is where the floor went its
-    own way, and of the fraction of the floor, where the machine is busier as a whole. It counts
-    beyond the differences between processes of one build, as both records show them.
+    The change is the lesser of two: that of the time, in case only the floor changed, and that of
+    the fraction of the floor, in case the whole machine was busier. It counts if it exceeds the
+    differences between the processes of one build that both records show.
     """
     ours = median(processes(old)) / median(processes(new))
     floor = old["rivals"]["floor"]["best_s"] / new["rivals"]["floor"]["best_s"]
@@ -74,7 +74,7 @@ def change(old, new):
 
 
 def processes(row):
-    """Return the best times of one call, of each process; older records have but one."""
+    """Return each process's best time of one call; older records have one process only."""
     times = row["rivals"]["fastrms"]
     return times.get("processes_s") or [times["best_s"]]
 

@@ -1,7 +1,4 @@
-"""The machine that a record was made on: CPU, caches, memory. What is unknown is left out.
-
-And the commit that it ran.
-"""
+"""Describe what a record was measured on: CPU, caches, memory (as far as known), and the commit."""
 
 import os
 import platform
@@ -14,7 +11,7 @@ SUFFIX = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def describe():
-    """Return the machine as a dict that the record's schema knows."""
+    """Return the machine as the dict of the record's schema."""
     return {
         "cpu": cpu_name(),
         "cpus_usable": usable_cpus(),
@@ -25,8 +22,8 @@ def describe():
 
 
 def commit():
-    """Return the checkout's commit, with -dirty after changes; None where this is no checkout."""
-    if not (ROOT / ".git").exists():  # a folder above may be a checkout, of something else
+    """Return the checkout's commit, with -dirty after changes; None if this is no checkout."""
+    if not (ROOT / ".git").exists():  # a parent folder may be another project's checkout
         return None
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:

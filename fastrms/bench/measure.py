@@ -1,4 +1,4 @@
-"""The measurement: every case in interleaved rounds, into a record that schema.py describes."""
+"""Measure every case in interleaved rounds, into a record that schema.py describes."""
 
 import contextlib
 import datetime
@@ -11,13 +11,13 @@ from .. import _core
 from . import machine, rivals, schema, timing
 from .cases import EPS, OPS, TOLERANCE, Case
 
-# After a threaded call a pool spins on: ONNX Runtime's for 25 ms, libgomp's (torch, numba) for 1
-# to 8, others for less (CPU time of idle processes on an Intel Xeon). No turn begins meanwhile.
+# A thread pool spins for a while after a call, ONNX Runtime's the longest: 25 ms (CPU time of an
+# idle process on an Intel Xeon). No turn begins before that is over.
 SETTLE_SECONDS = 0.04
 
 
 class WrongAnswerError(Exception):
-    """fastrms, or NumPy here, disagrees with the reference: nothing may be timed."""
+    """fastrms, or NumPy's formula, disagrees with the reference, so nothing may be timed."""
 
 
 def new_record(plan):
@@ -48,7 +48,7 @@ def new_record(plan):
 
 @contextlib.contextmanager
 def instruction_set(isa):
-    """Force an instruction set for a while; ValueError if this build on this CPU has it not."""
+    """Force an instruction set for a while; raise ValueError if it is not available here."""
     before, available = _core.current(), _core.available_isas()
     if isa is not None and isa not in available:
         raise ValueError(f"--isa {isa}: here it is one of {', '.join(available)}")
@@ -60,7 +60,7 @@ def instruction_set(isa):
 
 
 def rows(plan, record):
-    """Measure row by row: each goes into the record, and is yielded. To stop early is fine."""
+    """Measure row by row: add each to the record and yield it. The caller may stop early."""
     before = fastrms.get_num_threads()
     try:
         for threads in plan.threads:
@@ -81,18 +81,18 @@ def rows(plan, record):
 
 
 def further(plan):
-    """Return the names of the further processes of fastrms: a layout of memory of their own."""
+    """Return the names of fastrms' further processes, each with its own layout of memory."""
     return [f"fastrms, process {number}" for number in range(2, plan.processes + 1)]
 
 
 def measure_case(plan, case, field, threads):
-    """Return one row: every rival's answer checked, then the rounds."""
+    """Check every rival's answer, run the rounds, and return the row."""
     errors, left_out = check_answers(plan, case, field)
-    case.__dict__.pop("exact", None)  # as large as the arrays, and of no more use
+    case.__dict__.pop("exact", None)  # as large as the arrays, and no longer needed
     live = [rival for rival in field if rival.name in errors]
     seconds = {rival.name: [] for rival in live}
     for turn in range(plan.rounds):
-        first = turn % len(live)  # nobody always follows the same rival
+        first = turn % len(live)  # so that nobody always follows the same rival
         for rival in live[first:] + live[:first]:
             if rival.name in left_out or is_done(seconds[rival.name]):
                 continue
@@ -128,12 +128,12 @@ def check_answers(plan, case, field):
 
 
 def is_done(seconds):
-    """Whether a slow rival has had its share of the time."""
+    """Return whether a slow rival has used up its time."""
     return len(seconds) >= timing.LEAST_ROUNDS and sum(seconds) > timing.RIVAL_SECONDS
 
 
 def finish(case, threads, live, seconds, errors, left_out):
-    """Return the row that the rounds amount to."""
+    """Return the row that sums up the rounds."""
     op, elements = OPS[case.op], case.rows * case.n
     moved = elements * op.bytes_per_element
     results = {rival.name: timing.summary(seconds[rival.name]) for rival in live}

@@ -1,4 +1,4 @@
-"""The four operations as one writes them for numba: plain loops over a row, with fastmath."""
+"""The four operations as usually written for numba: plain loops over a row, with fastmath."""
 
 from functools import cache
 
@@ -46,7 +46,7 @@ def add_norm(parallel):
 def backward(parallel):
     """Return the compiled dx and dweight: each line of `parts` sums dweight over its share of rows.
 
-    A function of its own for a share, or numba shares out the loops over columns, too.
+    `share` is a function of its own because numba would parallelise its loops over columns, too.
     """
 
     @numba.njit(fastmath=True, boundscheck=False)

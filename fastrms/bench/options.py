@@ -1,4 +1,4 @@
-"""The arguments of `fastrms bench`, and the plan that they make. Nothing is measured here."""
+"""The arguments of `fastrms bench`, and the plan made from them. Nothing is measured here."""
 
 import argparse
 import re
@@ -9,7 +9,7 @@ from .. import _arguments, _core
 from . import cases, machine, peers, timing
 
 DEFAULT_OPS = ("forward", "offset", "add_norm", "backward", "add")
-# Decode, a batch of 16, q and k heads, SmolLM2, prefill; one beyond the cache comes on top.
+# Decode, a batch of 16, q and k heads, SmolLM2, prefill; default_shapes adds one beyond the cache.
 DEFAULT_SHAPES = (
     (1, 4096),
     (1, 8192),
@@ -20,7 +20,7 @@ DEFAULT_SHAPES = (
     (2048, 4096),
 )
 WIDE = 4096
-# How many processes of fastrms a record times: so it says by what those of one build differ.
+# How many processes of fastrms a record times, to show by how much those of one build differ.
 PROCESSES = 3
 
 
@@ -49,13 +49,13 @@ def add_arguments(parser):
         add(name, type=parse, action="extend", metavar=metavar, help=f"{text}; repeatable")
 
     add_list("--op", names(cases.OPS), "OP,OP", choices(cases.OPS, DEFAULT_OPS))
-    shapes = "rows x row length, as in 512x4096 (default: those of models, one beyond the cache)"
+    shapes = "rows x row length, as in 512x4096 (default: shapes of models, one beyond the cache)"
     add_list("--shape", _arguments.several(shape), "RxN,RxN", shapes)
     add_list("--data", names(cases.DATA), "D,D", choices(cases.DATA, Plan.data))
     add_list("--threads", _arguments.several(whole(1, _core.MOST_THREADS)), "T,T", "default: 1")
-    add("--isa", help="instruction set to force: baseline, v3, v4 (default: what info says)")
+    add("--isa", help="instruction set to force: baseline, v3, v4 (default: see fastrms info)")
     add("--rounds", type=whole(1), default=Plan.rounds, metavar="N", help="default: %(default)s")
-    others = f"rivals to time as well, if installed: all, or of {', '.join(peers.PEERS)}"
+    others = f"rivals to time as well, if installed: all, or any of {', '.join(peers.PEERS)}"
     add_list("--peers", names(peers.PEERS), "A,B", others)
     add("--inplace", action="store_true", help="let the result overwrite an input")
     add(
@@ -64,27 +64,27 @@ def add_arguments(parser):
         choices=range(0, cases.CACHE_LINE, 4),
         default=cases.ALIGN,
         metavar="BYTES",
-        help="start every array this far past a cache line (default: 16, as np.empty gives)",
+        help="start every array this far past a cache line (default: 16, as np.empty does)",
     )
     _arguments.add_json(parser)
     add("--plot", type=_arguments.picture, metavar="FILE", help="draw a picture: .png or .svg")
     again = "measure the rows of an earlier --json again, and compare the times"
     add("--compare", type=Path, metavar="OLD.json", help=again)
     slow = (
-        "with --compare: exit with 1 if a row's speed is less than R of the old one, by a change "
-        "beyond noise, which the table has in words"
+        "with --compare: exit with 1 if a row's speed is less than R times the old one, and the "
+        "change exceeds the noise"
     )
     add("--fail-below", type=_arguments.positive, metavar="R", help=slow)
 
 
 def plan(args, old=None):
-    """Return the plan that arguments ask for; what they leave open is as in an old record."""
+    """Return the plan that the arguments ask for; an old record supplies those left out."""
     rows = old["rows"] if old else []
     peer_names = unique(args.peers or ())
     threads = unique(args.threads or (row["threads"] for row in rows)) or Plan.threads
     if max(threads) > 1 and not _core.build_info()["pool"]:
         raise ValueError("--threads: this build has no threads, every call is serial")
-    # Only a record has a use for the further processes.
+    # Further processes are timed only for a record.
     processes = PROCESSES if args.json or old else 1
     open_shapes = ((row["rows"], row["n"]) for row in rows)
     return Plan(
@@ -106,10 +106,10 @@ def unique(values):
 
 
 def default_shapes(processes):
-    """DEFAULT_SHAPES, and one whose x and out together outgrow the last-level cache.
+    """Return DEFAULT_SHAPES and one whose x and out together outgrow the last-level cache.
 
-    A server may report hundreds of MiB, of which a virtual machine has a share: 256 MiB an array
-    is the end, and so is a sixteenth of the memory that is free, for every process.
+    An array takes at most 256 MiB, since a virtual machine may have only a share of a server's
+    reported cache, and at most a sixteenth of each process's share of the free memory.
     """
     largest = (machine.memory_bytes("MemAvailable") or 2**32) // (16 * processes)
     rows, row_bytes = 4096, 4 * WIDE
@@ -121,11 +121,11 @@ def default_shapes(processes):
 
 
 def choices(known, default):
-    return f"all, or of {', '.join(known)} (default: {','.join(default)})"
+    return f"all, or any of {', '.join(known)} (default: {','.join(default)})"
 
 
 def names(known):
-    """Return a type for action="extend": known names with commas between, or "all"."""
+    """Return a type for action="extend": known names, separated by commas, or "all"."""
 
     def parse(text):
         chosen = tuple(known) if text == "all" else _arguments.several(str)(text)

@@ -1,8 +1,8 @@
-"""The field: each peer as one function, imported where it is used, on the case's own memory.
+"""The other libraries: one function for each peer, which imports it and uses the case's memory.
 
-A peer takes a case and a thread count and returns a call, or None for an op that it lacks. Views
-are zero-copy where the library has them (XLA and MLX keep their own arrays, made before the clock
-starts). A call returns new results in the op's order, or leaves them in the case's arrays.
+A peer takes a case and a thread count and returns a call, or None for an op that it lacks. It
+works on the case's arrays without a copy, except XLA and MLX, whose arrays are made before the
+clock starts. A call returns new results in the op's order, or leaves them in the case's arrays.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import numpy as np
 
 from .cases import EPS, OPS
 
-# name: (what must import, its distributions)
+# name: (modules that must be there, distributions)
 PEERS = {
     "torch": (("torch",), ("torch",)),
     "torch-compile": (("torch",), ("torch",)),
@@ -23,12 +23,12 @@ PEERS = {
     "mlx": (("mlx.core",), ("mlx",)),
     "ggml": (("ggml",), ("ggml_python",)),
 }
-# Of the peers only numba's loop, which is ours to write, may overwrite its input.
+# Of the peers only numba, whose loop is written here, can overwrite its input.
 IN_PLACE = ("numba",)
 
 
 def environment(threads):
-    """Return the variables that hold every peer's thread pool to `threads`."""
+    """Return the environment variables that limit every peer's thread pool to `threads`."""
     names = ("OMP", "OPENBLAS", "MKL", "NUMBA")
     variables = {f"{name}_NUM_THREADS": str(threads) for name in names}
     variables["JAX_PLATFORMS"] = "cpu"
@@ -39,7 +39,7 @@ def environment(threads):
 
 
 def build(name, case, threads):
-    """Return one peer's call for a case, or None where it has none: no peer has a weight_offset."""
+    """Return one peer's call for a case, or None if it lacks the op; none has a weight_offset."""
     if case.op == "offset":
         return None
     if case.inplace and case.op != "add" and name not in IN_PLACE:
@@ -138,7 +138,7 @@ def run_node(node, inputs, outputs, threads):
 
 
 def peer_jax(case, threads):
-    # XLA sizes its pool by the CPUs that it may use.
+    # XLA sizes its pool by the CPU affinity.
     if hasattr(os, "sched_setaffinity") and 1 < threads < len(os.sched_getaffinity(0)):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     import jax

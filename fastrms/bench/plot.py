@@ -1,4 +1,4 @@
-"""The picture: GB/s against the working set, one panel an op, on logarithmic axes."""
+"""Draw GB/s against the working set, one panel for each op, on logarithmic axes."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ from .report import size
 
 OURS = "#d6303a"
 INK, PALE = "#333333", "#8a8a8a"
-# Tableau 10 without its red, which is ours, and its grey, which is the floor's.
+# Tableau 10 without red, which is fastrms', and grey, which is the floor's and NumPy's.
 COLOURS = ("#4e79a7", "#f28e2b", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#9c755f", "#8c8c2b")
 
 
@@ -36,7 +36,7 @@ def draw(record, path):
         for op, panel in zip(ops, axes.flat, strict=False):
             draw_panel(panel, op, [row for row in rows if row["op"] == op], names)
         mark_sizes(axes[0, 0], sorted({row["working_set_bytes"] for row in rows}))
-        top = axes[0, 0].get_ylim()[1]  # of all of them: the axes are shared
+        top = axes[0, 0].get_ylim()[1]  # of all panels: they share their axes
         axes[0, 0].set_ylim(top=1.6 * top)  # room for the caches' names
         for panel in axes.flat[: len(ops)]:
             mark_caches(panel, record["machine"]["caches"])
@@ -48,7 +48,7 @@ def draw(record, path):
 
 
 def choose(rows):
-    """Return the rows of one kind of data that make lines, the commonest n's, and words for them.
+    """Return the rows to draw, those of the commonest n, and a description of them.
 
     Rows of other lengths differ by more than their working set, and would make the lines zigzag.
     """
@@ -60,7 +60,7 @@ def choose(rows):
 
 
 def order(rows):
-    """Return the rivals that come up, the ones to look at first in front."""
+    """Return the names of the rivals in these rows, the most important first."""
     names = dict.fromkeys(name for row in rows for name in row["rivals"])
     first = ["fastrms", "floor", "numpy"]
     return first + [name for name in names if name not in first]
@@ -96,13 +96,13 @@ def draw_panel(panel, op, rows, names):
 
 
 def mark_sizes(panel, sizes):
-    """Put ticks at the working sets themselves where they are few: one has no scale around it."""
+    """Put ticks at the working sets if they are few: around one alone a log axis has no ticks."""
     few = len(sizes) < 4
     panel.xaxis.set_major_locator(FixedLocator(sizes) if few else LogLocator(base=16))
 
 
 def speed(row, name):
-    """The op's bytes over the rival's time, the floor's too: heights compare as times do."""
+    """Return the op's bytes over the rival's time, for the floor too, so that heights compare."""
     return row["rivals"][name]["gb_per_s"]
 
 
@@ -114,12 +114,12 @@ def name_of(name, threads, counts):
 
 
 def look(name, names, threads):
-    """Ours stands out, the floor is a dark dashed line, the field is thin."""
+    """Return a line's style: fastrms thick and red, the floor dark and dashed, the others thin."""
     if name == "fastrms":
         return {"color": OURS, "linewidth": 2.4, "marker": "o", "markersize": 4}
     if name == "floor":
         line = {"color": INK, "linewidth": 1.6, "linestyle": (0, (5, 2))}
-        return line | {"marker": ".", "markersize": 6}  # one shape has no line
+        return line | {"marker": ".", "markersize": 6}  # visible if there is one shape only
     if name == "numpy":
         return {"color": PALE, "linewidth": 1.3, "marker": ".", "markersize": 5}
     colour = COLOURS[(names.index(name) - 3) % len(COLOURS)]
@@ -147,7 +147,7 @@ def mark_caches(panel, caches):
 
 
 def add_titles(figure, record, subject):
-    """Put the legend on top, the machine and the reading of the axes below."""
+    """Put the legend at the top, the meaning of the x axis and the machine at the bottom."""
     handles = {}
     for panel in figure.axes:
         lines, labels = panel.get_legend_handles_labels()

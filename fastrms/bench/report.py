@@ -1,4 +1,4 @@
-"""What a record looks like: tables of plain text, which a narrow terminal shows in part."""
+"""Format a record as tables of plain text, which leave out columns on a narrow terminal."""
 
 import shutil
 import sys
@@ -6,7 +6,7 @@ import sys
 from .._output import counted
 from .cases import DATA, OPS
 
-# In the order of their importance, and 80 characters in all with what is widest in each.
+# In the order of their importance; 80 characters in all with the widest cell of each.
 TITLES = ("op", "shape", "data", "thr", "of floor", "best", "x NumPy", "GB/s", "spread")
 UNTRUSTED = "?"
 
@@ -51,7 +51,7 @@ def subject(row):
 
 
 def widest(plan):
-    """Return lines with the widest of each cell that is to come."""
+    """Yield lines with cells as wide as any that the plan will produce."""
     ends = "0.00 ?", "0.00 us", "100.0", "0.00", "100%"
     for op in plan.ops:
         for rows, n in plan.shapes:
@@ -59,7 +59,7 @@ def widest(plan):
 
 
 def show(screen, record):
-    """Print what belongs below the main table."""
+    """Print the footer of the main table, and the table of the peers."""
     screen.lines(footer(record))
     if record["peers"] and record["rows"]:
         screen.lines(["", "fractions of the floor, the fastest of each row with a star:"])
@@ -95,8 +95,8 @@ def footer(record):
         lines.append(f"  {OPS[op].label}: {model}")
     lines += [
         "best: the best round's time of one call; spread: the median round beyond it.",
-        "x NumPy: the time of the formula as people write it in NumPy, over ours.",
-        "of floor: the floor's best time over ours; 1 is the price of a copy.",
+        "x NumPy: the time of the formula as usually written in NumPy, over ours.",
+        "of floor: the floor's best time over ours; 1 is as fast as a copy.",
     ]
     if any(not row["trusted"] for row in record["rows"]):
         lines.append(
@@ -131,7 +131,7 @@ def peer_notes(record):
 
 
 class Screen:
-    """Where lines and tables go: to stdout, or to stderr where stdout is for JSON."""
+    """Print lines and tables to stdout, or to stderr if stdout is for JSON."""
 
     def __init__(self, to_stderr=False):
         self.to_stderr = to_stderr
@@ -151,16 +151,16 @@ class Screen:
             line(row)
 
     def columns(self, titles, rows):
-        """Print the titles of columns as wide as in these rows; return what prints a row.
+        """Print the titles, in columns as wide as these rows need; return a function for a row.
 
-        The last columns give way to a narrow terminal, which says so.
+        On a narrow terminal the last columns are left out, and a line names them.
         """
         widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
         while self.width and len(widths) > 1 and sum(widths) + 2 * len(widths) - 2 > self.width:
             widths.pop()
         left_out = ", ".join(titles[len(widths) :])
         if left_out:
-            self.lines([f"left out, {self.width} columns being too few: {left_out}"])
+            self.lines([f"left out on this terminal of {self.width} columns: {left_out}"])
 
         def line(cells_):
             first, *rest = (f"{c:>{w}}" for c, w in zip(cells_, widths, strict=False))

@@ -1,7 +1,7 @@
-"""Who is timed: a rival in this process, or a library alone in a process of its own.
+"""The rivals that are timed: some in this process, each other library in a process of its own.
 
-Thread pools spin for a while after a call, and two of them in one process, or one awake beside
-another's turn, slow each other down. So every peer has its own process, which sleeps between turns.
+Thread pools spin for a while after a call, so two of them in one process, or one that spins during
+another's turn, slow each other down. So every peer has its own process, and sleeps between turns.
 """
 
 import importlib.metadata
@@ -33,11 +33,11 @@ class Here:
         self.name, self.build = name, build
 
     def prepare(self, case, seconds):
-        """Check the answer and size the block; return the error, or None if there is no such op."""
+        """Check the answer and size the block; return the error, or None if it lacks the op."""
         self.case, self.call = case, self.build(case)
         if self.call is None:
             return None
-        # The floor computes something else: there is nothing to check, and nothing promised.
+        # The floor computes something else, so its answer is not checked.
         error = 0.0 if self.name == "floor" else case.error(self.call)
         if not error <= TOLERANCE:
             raise UnfitError(f"wrong answer (error {error:.1e} of the largest value)")
@@ -45,7 +45,7 @@ class Here:
         return error
 
     def time(self):
-        """Return the seconds of one call, from one block; the inputs are fresh."""
+        """Refill the inputs, time one block, and return the seconds of one call."""
         self.case.refill()
         return timing.time_block(self.call, self.calls)
 
@@ -54,15 +54,15 @@ class Here:
 
 
 class Apart:
-    """A library in its own process, which serves one JSON line for each one it is sent."""
+    """A library in its own process, which answers each JSON line with one."""
 
     def __init__(self, library, threads, name=None):
         self.name = name or library
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (close() does)
-        # A session of its own: Ctrl-C is for this process, which then closes the others.
+        # In its own session, so that Ctrl-C reaches only this process, which closes the others.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "fastrms.bench.worker", library, str(threads)],
-            cwd=Path(__file__).parents[2],  # -m looks there first: this very package
+            cwd=Path(__file__).parents[2],  # first on the path of -m: this very package
             env={**os.environ, **peers.environment(threads), "FASTRMS_ISA": _core.current()},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -94,7 +94,7 @@ class Apart:
             self.errors.seek(0)
             said = self.errors.read().decode(errors="replace").strip().splitlines()
             raise UnfitError(
-                f"its process ended: {said[-1][:150] if said else 'no word'}"
+                f"its process ended: {said[-1][:150] if said else 'no message'}"
             ) from None
 
     def close(self):
@@ -118,7 +118,7 @@ def versions(names):
 def is_installed(module):
     try:
         return importlib.util.find_spec(module) is not None
-    except ImportError:  # the package that it should be in
+    except ImportError:  # its parent package is missing
         return False
 
 
@@ -130,7 +130,7 @@ def serve(name, threads, requests, answers):
         request = json.loads(line)
         try:
             if "case" in request:
-                rival.case = rival.call = None  # the last case's arrays go before new ones come
+                rival.case = rival.call = None  # free the last case's arrays before making new ones
                 error = rival.prepare(Case(*request["case"]), request["seconds"])
                 answer = {"error": error, "calls": None if error is None else rival.calls}
             else:

@@ -21,7 +21,7 @@ TIMES = {  # one rival in one row
     "calls": int,  # in one round
     "gb_per_s": float,  # the row's bytes over best_s, in 1e9
     "of_floor": float,  # the floor's best_s over this one's
-    "error": float,  # the largest, of the largest exact value, before the clock started
+    "error": float,  # the largest, relative to the largest exact value, before any timing
     "processes_s": Optional([float]),  # fastrms's: best_s of this process, then of further ones
 }
 ROW = {
@@ -30,7 +30,7 @@ ROW = {
     "n": int,
     "data": Optional(str),  # of x; absent means normal
     "threads": int,
-    "bytes": int,  # that the op must move: see byte_models
+    "bytes": int,  # moved by the op: see byte_models
     "working_set_bytes": int,  # of the arrays that it touches
     "times_numpy": float,
     "trusted": bool,  # neither fastrms nor the floor spread beyond protocol.most_spread
@@ -41,7 +41,7 @@ SCHEMA = {
     "schema": int,
     "date": str,  # ISO 8601, UTC
     "complete": bool,  # false after Ctrl-C
-    "commit": Optional(str),  # that was measured, if fastrms ran from a checkout
+    "commit": Optional(str),  # the one measured, if fastrms ran from a checkout
     "machine": {
         "cpu": str,
         "cpus_usable": int,
@@ -67,7 +67,7 @@ SCHEMA = {
 
 
 def problems(value, schema=SCHEMA, where="record"):
-    """Return what is wrong with a record, one line each; an empty list if nothing is."""
+    """Return the errors of a record, one line each; an empty list if there are none."""
     if isinstance(schema, Optional):
         return [] if value is None else problems(value, schema.of, where)
     if isinstance(schema, list):

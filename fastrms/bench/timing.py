@@ -1,21 +1,21 @@
-"""The clock: how many calls make a block, one block's time, and what rounds of blocks amount to."""
+"""The clock: size a block of calls, time it, and sum up rounds of blocks."""
 
 from statistics import median
 from timeit import Timer
 
 # A block is timed as a whole: long enough for the clock, short enough for many rounds.
 BLOCK_SECONDS = 0.02
-# The median round beyond the best one, at which a row is marked: something else was running.
+# A row is marked if its median round exceeds the best by more: something else was running.
 MOST_SPREAD = 0.2
-# Once this much time is spent on one rival, the rounds that LEAST_ROUNDS does not ask for are
-# left out: NumPy's backward on a gigabyte takes seconds.
+# After this much time a rival needs only LEAST_ROUNDS: NumPy's backward on a gigabyte takes
+# seconds.
 RIVAL_SECONDS = 1.0
 LEAST_ROUNDS = 3
 MOST_CALLS = 200_000
 
 
 def calls_per_block(call, seconds):
-    """Return how many calls take about `seconds`, one at least."""
+    """Return how many calls take about `seconds`, at least one."""
     calls = 1
     while True:
         took = Timer(call).timeit(calls)
@@ -25,13 +25,13 @@ def calls_per_block(call, seconds):
 
 
 def time_block(call, calls):
-    """Return the seconds of one call. The first, untimed, brings arrays and pools back to life."""
+    """Return the seconds of one call; one untimed call first loads caches and wakes the pool."""
     call()
     return Timer(call).timeit(calls) / calls
 
 
 def summary(seconds):
-    """Return what the rounds of one rival amount to."""
+    """Return a summary of one rival's rounds."""
     best, middle = min(seconds), median(seconds)
     return {
         "best_s": best,

@@ -6,7 +6,7 @@ import sys
 from .rivals import serve
 
 if __name__ == "__main__":
-    # What a library prints goes to stderr, so that it cannot get between two answers.
+    # A library's own output goes to stderr, so that it cannot get between two answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve(sys.argv[1], int(sys.argv[2]), sys.stdin, answers)
