@@ -144,7 +144,7 @@ class Case:
         return memory[start : start + size].view(np.float32).reshape(shape)
 
     def make_weight(self):
-        """Return a weight near 1, offset included; in place 1 or -1, which keeps the size of rows."""
+        """Return a weight near 1, offset included; in place 1 or -1, so that no row grows."""
         weight = self.empty((self.n,))
         noise = np.random.default_rng(3).standard_normal(self.n, np.float32)
         weight[:] = np.sign(noise) if self.inplace else 1 + np.float32(0.1) * noise

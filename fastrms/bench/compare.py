@@ -14,7 +14,7 @@ TITLES = (*report.TITLES[:4], "speed", "", "old", "new", "of floor")
 
 NOTES = (
     "speed: the new over the old, by time or by fraction of the floor, whichever changed less;",
-    "  faster or SLOWER if that exceeds the noise. old, new: a call's time, median process.",
+    "  with a word if that exceeds the noise. old, new: a call's time, in the median process.",
 )
 
 
