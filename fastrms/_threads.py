@@ -48,7 +48,7 @@ def _cpus():
 
 def cgroup_quota(root="/sys/fs/cgroup", membership="/proc/self/cgroup"):
     """Return the process's CPU quota under cgroup v2, in CPUs; infinity without a limit.
-    It is the smallest quota of the process's own group and the groups around it."""
+    The smallest quota counts, of the process's own group and the groups around it."""
     least, root = math.inf, Path(root)
     with suppress(OSError, StopIteration):
         lines = Path(membership).read_text().splitlines()

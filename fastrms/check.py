@@ -58,7 +58,7 @@ def float64_noise(n):
     dx is the difference of two terms of that size. The second contains 1 / rms twice, so it carries
     the roundings of both sums (n / 16 + 4 each, over 16 lanes) and some ten more. Where dy is
     nearly x / rms, dx is only eps / rms**2 of its terms: below 4e-9 of them (n = 64), even float64
-    may miss it by more than 2e-6 of dx.
+    may miss dx by more than 2e-6 of it.
     """
     return (64 + n / 8) * 2.0**-53
 

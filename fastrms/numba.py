@@ -1,9 +1,8 @@
-"""fastrms in numba: once this module is imported, `@njit` functions may call `fastrms.rms_norm`,
-`add_rms_norm`, `rms_norm_backward` and `residual_add`, with the bits of the NumPy calls.
+"""fastrms in numba: importing this module lets `@njit` functions call those named in `__all__`.
 
-Arrays are C-contiguous float32: other types and layouts fail to compile. A call runs on its own
-thread, so that `prange` can make many at once. It raises ValueError for a wrong shape, a negative
-eps, and an output that partly overlaps another array, since nothing is copied here.
+They give the bits of the NumPy calls. Arrays are C-contiguous float32: other types and layouts fail
+to compile. A call stays on the calling thread, so that `prange` can run one on each. A wrong shape,
+a negative eps, or an output that partly overlaps another array (none is copied) raises ValueError.
 """
 
 import ctypes
@@ -122,7 +121,7 @@ def _meet(a, b):
 def _check_apart(array, output):
     """Check that an input is the output itself or shares no memory with it."""
     if _address(array) != _address(output) and _meet(array, output):
-        raise ValueError("an output must be the very input, or share no memory with it")
+        raise ValueError("an output must be the input itself, or share no memory with it")
 
 
 @register_jitable

@@ -184,7 +184,7 @@ AT_CALL = {
     "accumulate=True needs dx= or": lambda: backward(X, X, X[0].copy(), None, None, True),
     "eps must be zero or more": lambda: negative(X),
     "arrays must be aligned": lambda: norm(UNALIGNED, None, None, False),
-    "an output must be the very input": lambda: norm(ONE, None, OTHER, False),
+    "an output must be the input itself": lambda: norm(ONE, None, OTHER, False),
     "an output must not share memory with the weight": lambda: norm(X, ONE[0], ONE, False),
     "an output must not share memory with": lambda: add_norm(X, ONE, None, ONE),
     "must not share memory with the weight or another": lambda: backward(

@@ -7,7 +7,7 @@ from statistics import median
 from .. import _output
 from . import report, schema
 
-# Added to the differences between the records' own processes: two runs of one build differ so much.
+# Added to the differences between a record's processes: two runs of one build differ by as much.
 LEAST_NOISE = 0.05
 
 TITLES = (*report.TITLES[:4], "speed", "", "old", "new", "of floor")

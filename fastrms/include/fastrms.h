@@ -16,7 +16,7 @@
  *   weight      (n,), or NULL: the factor is then 1, and weight_offset is ignored.
  *   rows, n     zero or more, n below 2**40. The address of an empty array is ignored.
  *   eps         zero or more, inside the root; weight_offset: added to weight (1 for Gemma).
- *   accumulate  0, or 1: add to the output. For gradients any of FASTRMS_DX | FASTRMS_DWEIGHT.
+ *   accumulate  0, or 1: add to the output. For gradients FASTRMS_DX, FASTRMS_DWEIGHT or both.
  *   threads     1: stay on this thread. 0: use as many as the Python call would
  *               (fastrms.set_num_threads and the like), for large calls only.
  *   scratch     fastrms_api->scratch_bytes(rows, n, threads) bytes, aligned to 8, shared with no
