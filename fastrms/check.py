@@ -125,7 +125,7 @@ def run(target=None):
         say(f"{name:<12}{bound:>10g}{figures}  {unit}")
     broken = sum(not row["errors"][name] <= bounds[name] for row in rows for name in bounds)
     threads = ", ".join(map(str, counts))
-    cases = f"{len(SHAPES) * len(SCALES)} cases with each of {threads} threads"
+    cases = f"{len(SHAPES) * len(SCALES)} cases, each with threads = {threads}"
     say(f"{_output.counted(broken, 'bound')} broken" if broken else f"{cases}; every bound holds")
     if target:
         found = {"version": fastrms.__version__, "bounds": bounds, "rows": rows, "broken": broken}
