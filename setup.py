@@ -50,21 +50,22 @@ WAITING = ["-lsynchronization", "-lapi-ms-win-core-synch-l1-2-0"]
 CALLERS = ["fastrms/__init__.pxd", "fastrms/include/fastrms.h"]
 
 
-def extension(name, source="pyx", **more):
+def extension(source, **more):
     return Extension(
-        f"fastrms.{name}",
-        [f"src/{name}.{source}"],
-        depends=[*glob.glob("src/*.p*"), *glob.glob("src/*.h"), *CALLERS],
+        f"fastrms.{os.path.splitext(os.path.basename(source))[0]}",
+        [source],
+        depends=[*glob.glob("src/*/*.p*"), *glob.glob("src/*/*.h"), *CALLERS],
         include_dirs=["src", "fastrms/include"],
         **more,
     )
 
 
 def extensions():
-    door = extension("_core", define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")])
+    macros = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")]
+    door = extension("src/door/_core.pyx", define_macros=macros)
     door.include_dirs.append(np.get_include())
-    handlers = extension("_jax", "c")  # over fastrms.h alone, so that building needs no jaxlib
-    return [door, handlers, *(extension(f"_kernels_{isa}") for isa in ISA_FLAGS)]
+    handlers = extension("src/jax/_jax.c")  # over fastrms.h alone: building needs no jaxlib
+    return [door, handlers, *(extension(f"src/kernels/_kernels_{isa}.pyx") for isa in ISA_FLAGS)]
 
 
 class BuildExtensions(build_ext):

@@ -92,7 +92,7 @@ def test_layouts_are_those_of_jaxlib(tmp_path):
     lines = ['#include "xla/ffi/api/c_api.h"', '#include "xla_ffi.h"']
     lines += [f'_Static_assert({condition}, "");' for condition in assertions()]
     (tmp_path / "layouts.c").write_text("\n".join(lines) + "\n")
-    includes = [f"-I{CHECKOUT / 'src'}", f"-I{jax.ffi.include_dir()}"]
+    includes = [f"-I{CHECKOUT / 'src/jax'}", f"-I{jax.ffi.include_dir()}"]
     command = ["gcc", "-std=c11", "-fsyntax-only", *includes, tmp_path / "layouts.c"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

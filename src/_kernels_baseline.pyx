@@ -1,2 +1,0 @@
-# The kernels for one instruction set; setup.py gives the flags.
-include "kernels.pxi"

@@ -1,0 +1,289 @@
+"""The door: fastrms' compiled functions.
+
+RMSNorm is of Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
+"""
+# The public functions. The files below hold what they share; above each include stands what it
+# gives to later files and which of them it uses (tests/test_layers.py).
+
+import os
+
+cimport numpy as cnp
+
+from kernels.job cimport Axis, Job
+
+cnp.import_array()
+
+# gives kernels, current, *_isa, available_isas, ISA_MODULES; uses nothing
+include "schedule/isa.pxi"
+# gives tune, whole_lines; uses nothing
+include "schedule/tuning.pxi"
+# gives thread*, is_brief, RELEASE_GIL, parallel_from, _run_serially_after_fork; uses nothing
+include "schedule/threads.pxi"
+# gives run_rows, GROUP; uses nothing
+include "schedule/segments.pxi"
+# gives run, run_c, Plan, make_plan, scratch_bytes; uses isa, tuning, threads, segments
+include "schedule/schedule.pxi"
+# gives take_number*, is_eps, as_size, checked_size, MOST_SIZE; uses nothing
+include "door/numbers.pxi"
+# gives as_array, check_*, shape_of, refuse_masked, new_like, copy_of; uses nothing
+include "door/arrays.pxi"
+# gives may_overlap, aliasable_input, disjoint_input, check_disjoint; uses arrays
+include "door/overlap.pxi"
+# gives rows_of, write_back, set_pointers, MOST_AXES; uses arrays
+include "door/strides.pxi"
+# gives as_sums*, check_sums, sums_beside; uses arrays, overlap
+include "door/sums.pxi"
+# gives take_x, init_job, normed, gradients, place_factor, MOST_FACTOR;
+# uses isa, tuning, schedule, numbers, arrays, overlap, strides, sums
+include "door/jobs.pxi"
+# gives nothing; uses isa, schedule, numbers, arrays, strides, sums, jobs
+include "door/split.pxi"
+# gives nothing; uses isa, tuning, schedule, numbers, jobs
+include "door/c_api.pxi"
+# gives nothing; uses isa, threads
+include "door/settings.pxi"
+
+
+def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, accumulate=False):
+    """Divide each row of `x` by its root mean square, then scale it by `weight`.
+
+    ``y = x / sqrt(mean(x**2) + eps) * (weight_offset + weight)``, over the last axis.
+
+    Parameters
+    ----------
+    x : float32 array, shape (..., n)
+        Any strides. Only read, unless it is also `out`.
+    weight : float32 array, shape (n,), optional
+        Without it the factor is 1. Only read.
+    eps : float
+        Added to the mean square, inside the root; zero or more.
+    weight_offset : float
+        Added to `weight`: 1 for models that store weight - 1 (Gemma).
+    out : float32 array, shape of x, optional
+        Where the result goes; may be `x` itself.
+    accumulate : bool
+        Add the result to what `out` holds: the post-norm residual in one pass.
+
+    Returns
+    -------
+    out, the very object that was passed, or a new C-contiguous ndarray.
+
+    Raises
+    ------
+    TypeError
+        If an array is not native float32 (nothing is converted silently), is masked, or is none;
+        or a number is none.
+    ValueError
+        If a shape does not fit or has no axis, eps is negative or NaN, `out` is read-only, or
+        `accumulate` has no `out` to add to or is a name. After a refusal every array is as it was.
+
+    Notes
+    -----
+    At most 3 ulp from the exact result (2 without weight) over the whole float32 range. A row
+    gives the same bits whatever the batch, threads, strides or CPU.
+
+    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements, or of a row for each thread
+    where that is more. The first rows of `out` are then done, the others as they were (all, where
+    its layout took a copy).
+
+    Examples
+    --------
+    >>> import numpy as np, fastrms
+    >>> fastrms.rms_norm(np.array([[3, 4]], np.float32))
+    array([[0.8485278, 1.1313704]], dtype=float32)
+    """
+    return normed(x, weight, eps, weight_offset, out, accumulate, None)
+
+
+def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=None, dweight=None,
+                      accumulate=False):
+    """Carry a gradient back through `rms_norm`.
+
+    With ``g = dy * (weight_offset + weight)`` and ``xhat = x / sqrt(mean(x**2) + eps)``:
+    ``dx = (g - xhat * mean(g * xhat)) / sqrt(mean(x**2) + eps)``, over the last axis, and
+    ``dweight = sum of dy * xhat`` over all rows.
+
+    Parameters
+    ----------
+    dy : float32 array, shape (..., n)
+        The gradient of the output. Only read, unless it is also `dx`.
+    x : float32 array, shape of dy
+        The input of the forward pass. Only read, unless it is also `dx`.
+    weight : float32 array, shape (n,), optional
+        The weight of the forward pass. Only read, unless it is also `dweight`.
+    eps, weight_offset : float
+        As in the forward pass.
+    dx : float32 array, shape of x, optional
+        Where the gradient of x goes; may be `dy` or `x`.
+    dweight : float32 array, shape (n,), optional
+        Where the gradient of weight goes; may be `weight`.
+    accumulate : bool, "dx" or "dweight"
+        True adds to `dx` and `dweight`, those of them that were passed; the other one is new. With
+        the gradient that came down the skip path as `dx`, this is the backward of a residual
+        block. A name adds to that one alone: "dweight" sums over micro-batches.
+
+    Returns
+    -------
+    dx, dweight
+        The objects that were passed, or new ndarrays; dweight is None without a weight.
+
+    Raises
+    ------
+    TypeError
+        If an array is not native float32, is masked, or is none; or a number is none.
+    ValueError
+        If a shape does not fit or has no axis, eps is negative or NaN, an output is read-only or
+        shares memory with the other, `dweight` comes without `weight`, or `accumulate` without a
+        buffer to add to or with another name. After a refusal every array is as it was.
+
+    Notes
+    -----
+    Beside its own rounding, dx is within 2e-6 of its row's largest element, plus
+    ``(n + 512) / 2**56`` of the row's largest ``|g| / rms``, which float64 itself leaves where dx
+    cancels to next to nothing of it (docs/numerics.md); dweight is within 1e-6 of the sum of
+    ``|dy * xhat|``, and its order of summation depends on the number of rows alone.
+
+    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements, or of 8 rows for each thread
+    where that is more. Some rows of `dx` are then done, the others and `dweight` are as they were.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrms
+    >>> x = np.array([[3, 4]], np.float32)
+    >>> dx, dweight = fastrms.rms_norm_backward(np.array([[1, 0]], np.float32), x, np.ones(2, "f"))
+    >>> dweight
+    array([0.8485278, 0.       ], dtype=float32)
+    """
+    return gradients(dy, x, weight, eps, weight_offset, dx, dweight, accumulate, None)
+
+
+def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=None):
+    """Add `x` to the residual stream, and normalise the sum: one pass over memory.
+
+    ``residual += x``, then ``y = rms_norm(residual, weight, eps)``, over the last axis.
+
+    Parameters
+    ----------
+    x : float32 array, shape (..., n)
+        A layer's output. Only read, unless it is also `out`.
+    residual : float32 array, shape of x
+        The stream: `x` is added to it in place, bit for bit as `numpy.add` does.
+    weight, eps, weight_offset
+        As in `rms_norm`.
+    out : float32 array, shape of x, optional
+        Where the normalised sum goes; may be `x`.
+
+    Returns
+    -------
+    out, the very object that was passed, or a new C-contiguous ndarray.
+
+    Raises
+    ------
+    TypeError
+        If an array is not native float32, is masked, or is none; or a number is none.
+    ValueError
+        If a shape does not fit or has no axis, eps is negative or NaN, an output is read-only, or
+        `out` shares memory with `residual`. After a refusal every array is as it was.
+
+    Notes
+    -----
+    Ctrl-C ends a call as it ends `rms_norm`: the first rows of both outputs are done.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrms
+    >>> stream = np.array([[2, 4]], np.float32)
+    >>> fastrms.add_rms_norm(np.array([[1, 0]], np.float32), stream)
+    array([[0.8485278, 1.1313704]], dtype=float32)
+    >>> stream
+    array([[3., 4.]], dtype=float32)
+    """
+    cdef Job job
+    cdef Axis[MOST_AXES] axes
+    cdef cnp.ndarray x_in, total, w, y, x_rows, total_rows, y_rows
+    cdef object result = out
+    take_numbers(&job, eps, weight_offset)
+    x_in, total = as_array(x, "x"), as_array(residual, "residual")
+    w, y = as_array(weight, "weight"), as_array(out, "out")
+    take_x(&job, x_in)
+    check_like(total, "residual", x_in, "x", output=True)
+    if w is not None:
+        check_vector(w, "weight", job.n)
+    if y is None:
+        y = result = new_like(x_in)
+    else:
+        check_like(y, "out", x_in, "x", output=True)
+        if may_overlap(y, x_in, None, w, total):
+            check_disjoint(y, "out", total, "residual")
+            x_in, w = aliasable_input(x_in, y), disjoint_input(w, y)
+    if may_overlap(total, x_in, None, w):
+        x_in, w = aliasable_input(x_in, total), disjoint_input(w, total)
+    if w is not None:
+        w = rows_of(w)
+        job.weight = <const float*>cnp.PyArray_DATA(w)
+    x_rows = rows_of(x_in)
+    total_rows, y_rows = rows_of(total, output=True), rows_of(y, output=True)
+    set_pointers(&job, axes, x_rows, None, y_rows, total_rows, None)
+    tune(&job, 3, job.y, job.y_stride, False, job.y == job.x)
+    run(kernels.add_rms_norm, &job, NULL, False)
+    write_back(total, total_rows)
+    write_back(y, y_rows)
+    return result
+
+
+def residual_add(x, residual, scale=1.0):
+    """Add a layer's output to the residual stream, in place.
+
+    ``residual += scale * x``
+
+    Parameters
+    ----------
+    x : float32 array, any shape but 0-d
+        A layer's output. Only read.
+    residual : float32 array, shape of x
+        The stream, added to in place. With scale 1 the result is bit for bit `numpy.add`'s; with
+        another scale the product and the sum are taken in float64, and that is rounded.
+    scale : float
+        A factor for `x`.
+
+    Returns
+    -------
+    residual, the very object that was passed.
+
+    Raises
+    ------
+    TypeError
+        If an array is not native float32, is masked, or is none; or a number is none.
+    ValueError
+        If the shapes differ, one has no axis, or `residual` is read-only. After a refusal every
+        array is as it was.
+
+    Notes
+    -----
+    Ctrl-C ends a call as it ends `rms_norm`: the first rows of `residual` are done.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrms
+    >>> fastrms.residual_add(np.array([1, 2], np.float32), np.ones(2, np.float32), 0.5)
+    array([1.5, 2. ], dtype=float32)
+    """
+    cdef Job job
+    cdef Axis[MOST_AXES] axes
+    cdef cnp.ndarray x_in, total, x_rows, total_rows
+    take_number(&job.scale, scale, "scale")
+    x_in, total = as_array(x, "x"), as_array(residual, "residual")
+    take_x(&job, x_in)
+    check_like(total, "residual", x_in, "x", output=True)
+    if may_overlap(total, x_in):
+        x_in = aliasable_input(x_in, total)
+    x_rows, total_rows = rows_of(x_in), rows_of(total, output=True)
+    set_pointers(&job, axes, x_rows, None, None, total_rows, None)
+    run(kernels.residual_add, &job, NULL, False)
+    write_back(total, total_rows)
+    return residual
+
+
+use_isa(os.environ.get("FASTRMS_ISA") or preferred_isa())
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_run_serially_after_fork)

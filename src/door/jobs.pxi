@@ -1,0 +1,195 @@
+# Jobs: what the public functions share, from converted arguments to a job for the scheduler. No
+# arithmetic happens here.
+
+import numpy as np
+
+cimport numpy as cnp
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
+
+from fastrms cimport FASTRMS_DWEIGHT, FASTRMS_DX
+from kernels.job cimport STORE, Axis, Job
+
+cdef enum:
+    MOST_FACTOR = 3     # floats of room that place_factor may take for each element of a row
+
+
+cdef inline int take_accumulate(object value, bint by_name) except -1:
+    """Parse `accumulate` into flags. by_name: also accept "dx" and "dweight"."""
+    if value is False:
+        return 0
+    if value is True:
+        return FASTRMS_DX | FASTRMS_DWEIGHT
+    return take_other_accumulate(value, by_name)
+
+
+cdef int take_other_accumulate(object value, bint by_name) except -1:
+    if by_name and isinstance(value, str):
+        if value == "dx":
+            return FASTRMS_DX
+        if value == "dweight":
+            return FASTRMS_DWEIGHT
+    if isinstance(value, (int, np.bool_)) and 0 <= value <= 1:
+        return FASTRMS_DX | FASTRMS_DWEIGHT if value else 0
+    wanted = 'True, False, "dx" or "dweight"' if by_name else "True or False"
+    if isinstance(value, (int, str)):
+        raise ValueError(f"accumulate must be {wanted}, got {value!r}")
+    raise TypeError(f"accumulate must be {wanted}, got {type(value).__name__}")
+
+
+cdef int refuse_accumulate(int adds) except -1:
+    wanted = {FASTRMS_DX: '"dx" needs dx=', FASTRMS_DWEIGHT: '"dweight" needs dweight='}
+    raise ValueError(f"accumulate={wanted.get(adds, 'True needs dx= or dweight=')}, "
+                     "an array to add to")
+
+
+cdef inline int take_x(Job* job, cnp.ndarray x) except -1:
+    """Check x, and set up a job for its rows, without a weight."""
+    cdef Py_ssize_t rows = 1
+    cdef int axis, last
+    check_array(x, "x")
+    last = cnp.PyArray_NDIM(x) - 1
+    for axis in range(last):
+        rows *= cnp.PyArray_DIM(x, axis)
+    init_job(job, rows, cnp.PyArray_DIM(x, last))
+    return 0
+
+
+cdef inline void init_job(Job* job, Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
+    """Set up a job of whole rows, without arrays."""
+    job.rows = rows
+    job.n = job.size = n
+    job.store = STORE
+    job.ahead = job.batch = 1
+    job.squares = job.products = NULL
+    job.weight = job.factor32 = job.y = job.dx = NULL
+    job.factor = NULL
+    job.axes = NULL
+
+
+cdef inline Py_ssize_t place_factor(Job* job, double* room) noexcept nogil:
+    """Point factor and factor32 into `room`: n doubles for more than one row, n floats with an
+    offset, each to the end of a cache line. Return how many doubles that is, also for NULL."""
+    cdef int64_t offset     # its bits: a comparison may raise a floating-point flag
+    cdef Py_ssize_t width = whole_lines(job.n), doubles = width if job.rows > 1 else 0
+    memcpy(&offset, &job.weight_offset, sizeof(offset))
+    job.factor32 = <float*>job.weight
+    if room != NULL and doubles > 0:
+        job.factor = room
+    if room != NULL and offset != 0:
+        job.factor32 = <float*>(room + doubles)
+    return doubles + (width // 2 if offset != 0 else 0)
+
+
+cdef object normed(object x, object weight, object eps, object weight_offset, object out,
+                   object accumulate, tuple sums):
+    """Compute rms_norm, or with sums = (sum_squares, size) its result for a split row."""
+    cdef Job job
+    cdef Axis[MOST_AXES] axes
+    cdef cnp.ndarray x_in, w, y, squares = None, x_rows, y_rows
+    cdef object result = out
+    cdef Py_ssize_t size = 0
+    cdef bint adds = take_accumulate(accumulate, False) != 0
+    take_numbers(&job, eps, weight_offset)
+    if sums is not None:
+        size, squares = as_size(sums[1]), as_sums(sums[0], "sum_squares")
+    x_in, w, y = as_array(x, "x"), as_array(weight, "weight"), as_array(out, "out")
+    take_x(&job, x_in)
+    if sums is not None:
+        job.size = checked_size(size, job.n)
+        check_sums(squares, "sum_squares", x_in)
+    if w is not None:
+        check_vector(w, "weight", job.n)
+    if y is None:
+        if adds:
+            raise ValueError("accumulate=True needs out=, an array to add to")
+        y = result = new_like(x_in)
+    else:
+        check_like(y, "out", x_in, "x", output=True)
+        if may_overlap(y, x_in, None, w):
+            x_in, w = aliasable_input(x_in, y), disjoint_input(w, y)
+    if sums is not None:
+        squares = sums_beside(squares, y)
+        job.squares = <double*>cnp.PyArray_DATA(squares)
+    if w is not None:
+        w = rows_of(w)
+        job.weight = <const float*>cnp.PyArray_DATA(w)
+    x_rows, y_rows = rows_of(x_in), rows_of(y, output=True)
+    set_pointers(&job, axes, x_rows, None, y_rows, None, None)
+    tune(&job, 2, job.y, job.y_stride, adds, job.y == job.x)
+    run(kernels.rms_norm, &job, NULL, False)
+    write_back(y, y_rows)
+    return result
+
+
+cdef tuple gradients(object dy, object x, object weight, object eps, object weight_offset,
+                     object dx, object dweight, object accumulate, tuple sums):
+    """Compute rms_norm_backward, or with sums = (sum_squares, sum_products, size) the gradients of
+    a split row."""
+    cdef Job job
+    cdef Axis[MOST_AXES] axes
+    cdef cnp.ndarray x_in, dy_in, w, dx_out, dweight_out, squares = None, products = None
+    cdef cnp.ndarray x_rows, dy_rows, dx_rows, dweight_row, room
+    cdef object dx_result = dx, dweight_result = dweight
+    cdef float* dweight_data = NULL
+    cdef Py_ssize_t size = 0
+    cdef cnp.npy_intp doubles
+    cdef int adds = take_accumulate(accumulate, True)
+    cdef bint to_dx = adds & FASTRMS_DX and dx is not None
+    cdef bint to_dweight = adds & FASTRMS_DWEIGHT and dweight is not None
+    take_numbers(&job, eps, weight_offset)
+    if sums is not None:
+        size = as_size(sums[2])
+        squares, products = as_sums(sums[0], "sum_squares"), as_sums(sums[1], "sum_products")
+    dy_in, x_in, w = as_array(dy, "dy"), as_array(x, "x"), as_array(weight, "weight")
+    dx_out, dweight_out = as_array(dx, "dx"), as_array(dweight, "dweight")
+    take_x(&job, x_in)
+    check_like(dy_in, "dy", x_in, "x")
+    if sums is not None:
+        check_sums(squares, "sum_squares", x_in)
+        check_sums(products, "sum_products", x_in)
+        job.size = checked_size(size, job.n)
+    if w is not None:
+        check_vector(w, "weight", job.n)
+    elif dweight is not None:
+        raise ValueError("dweight needs weight: without one it has no gradient")
+    if adds and not to_dx and not to_dweight:
+        refuse_accumulate(adds)
+    if dweight is not None:
+        check_vector(dweight_out, "dweight", job.n, output=True)
+    if dx is not None:
+        check_like(dx_out, "dx", x_in, "x", output=True)
+        if may_overlap(dx_out, x_in, dy_in, w, dweight_out):
+            if dweight is not None:
+                check_disjoint(dx_out, "dx", dweight_out, "dweight")
+            x_in, dy_in = aliasable_input(x_in, dx_out), aliasable_input(dy_in, dx_out)
+            w = disjoint_input(w, dx_out)
+    # Up to 8 rows are summed in dweight while these are read.
+    if dweight is not None and may_overlap(dweight_out, None, None, x_in, dy_in, w):
+        x_in, dy_in = disjoint_input(x_in, dweight_out), disjoint_input(dy_in, dweight_out)
+        w = disjoint_input(w, dweight_out)
+    if dx is None:
+        dx_out = dx_result = new_like(x_in)
+    if sums is not None:
+        squares, products = sums_beside(squares, dx_out), sums_beside(products, dx_out)
+        job.squares = <double*>cnp.PyArray_DATA(squares)
+        job.products = <double*>cnp.PyArray_DATA(products)
+    x_rows, dy_rows, dx_rows = rows_of(x_in), rows_of(dy_in), rows_of(dx_out, output=True)
+    set_pointers(&job, axes, x_rows, dy_rows, None, None, dx_rows)
+    if w is not None:
+        w = rows_of(w)
+        job.weight = <const float*>cnp.PyArray_DATA(w)
+        if dweight is None:
+            dweight_out = dweight_result = new_like(w)
+        dweight_row = rows_of(dweight_out, output=True)
+        dweight_data = <float*>cnp.PyArray_DATA(dweight_row)
+        doubles = place_factor(&job, NULL)
+        if doubles > 0:
+            room = cnp.PyArray_EMPTY(1, &doubles, cnp.NPY_DOUBLE, 0)
+            place_factor(&job, <double*>cnp.PyArray_DATA(room))
+    tune(&job, 3, job.dx, job.dx_stride, to_dx, job.dx == job.x or job.dx == job.dy)
+    run(kernels.backward, &job, dweight_data, to_dweight)
+    write_back(dx_out, dx_rows)
+    if w is not None:
+        write_back(dweight_out, dweight_row)
+    return dx_result, dweight_result

@@ -1,0 +1,214 @@
+# Split rows: the public functions for a last axis that is split over the chunks of an array, or
+# over machines. Each holder sums its part of every row, the sums are added up, and each scales its
+# part.
+
+cimport numpy as cnp
+
+from kernels.job cimport Axis, Job, rows_kernel
+
+
+def sum_squares(x, *, out=None):
+    """Sum the squares of each row: the very sum that `rms_norm` takes, over the whole range.
+
+    ``sum(x**2)``, over the last axis.
+
+    Parameters
+    ----------
+    x : float32 array, shape (..., n)
+        Any strides. Only read.
+    out : float64 array, shape x.shape[:-1], optional
+        Where the sums go.
+
+    Returns
+    -------
+    out, the very object that was passed, or a new float64 ndarray.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not native float32 or `out` is not native float64, or one of them is masked.
+    ValueError
+        If the shapes do not fit or have no axis, or `out` is read-only. After a refusal every
+        array is as it was.
+
+    Notes
+    -----
+    A row gives the same bits whatever the batch, threads, strides or CPU.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrms
+    >>> fastrms.sum_squares(np.array([[3, 4]], np.float32))
+    array([25.])
+    """
+    cdef Job job
+    cdef cnp.ndarray x_in, target
+    take_numbers(&job, 0.0, 0.0)
+    x_in, target = as_array(x, "x"), as_sums_output(out)
+    take_x(&job, x_in)
+    target = sums_of_rows(&job, kernels.row_squares, &job.squares, x_in, None, None, target)
+    return target if out is None else out
+
+
+def sum_products(dy, x, weight=None, *, weight_offset=0.0, out=None):
+    """Sum each row's products of gradient and input: what backward needs of a split row.
+
+    ``sum(dy * (weight_offset + weight) * x)``, over the last axis, in float64.
+
+    Parameters
+    ----------
+    dy : float32 array, shape (..., n)
+        The gradient of the output. Only read.
+    x : float32 array, shape of dy
+        The input of the forward pass. Only read.
+    weight, weight_offset
+        As in `rms_norm`: the part of the weight that belongs to these columns.
+    out : float64 array, shape x.shape[:-1], optional
+        Where the sums go.
+
+    Returns
+    -------
+    out, the very object that was passed, or a new float64 ndarray.
+
+    Raises
+    ------
+    TypeError
+        If `dy`, `x` or `weight` is not native float32 or `out` is not native float64, or one of
+        them is masked; or weight_offset is no number.
+    ValueError
+        If the shapes do not fit or have no axis, or `out` is read-only. After a refusal every
+        array is as it was.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrms
+    >>> fastrms.sum_products(np.array([[1, 2]], np.float32), np.array([[3, 4]], np.float32))
+    array([11.])
+    """
+    cdef Job job
+    cdef cnp.ndarray x_in, dy_in, w, target
+    take_numbers(&job, 0.0, weight_offset)
+    dy_in, x_in, w = as_array(dy, "dy"), as_array(x, "x"), as_array(weight, "weight")
+    target = as_sums_output(out)
+    take_x(&job, x_in)
+    check_like(dy_in, "dy", x_in, "x")
+    target = sums_of_rows(&job, kernels.row_products, &job.products, x_in, dy_in, w, target)
+    return target if out is None else out
+
+
+def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0, out=None):
+    """Normalise a part of each row, given the sum of squares of the whole.
+
+    ``y = x / sqrt(sum_squares / size + eps) * (weight_offset + weight)``
+
+    Parameters
+    ----------
+    x : float32 array, shape (..., n)
+        Some columns of a longer array. Any strides. Only read, unless it is also `out`.
+    sum_squares : float64 array, shape x.shape[:-1]
+        The squares of each whole row, as `sum_squares` gives them, added up. Only read.
+    size : int
+        The length of the whole row, at least n and below 2**40.
+    weight : float32 array, shape (n,), optional
+        The part of the weight that belongs to these columns. Only read.
+    eps, weight_offset, out
+        As in `rms_norm`.
+
+    Returns
+    -------
+    out, the very object that was passed, or a new C-contiguous ndarray.
+
+    Raises
+    ------
+    TypeError
+        If an array is not of its dtype, native, or is masked; if size is no integer, or eps or
+        weight_offset no number.
+    ValueError
+        If a shape does not fit or has no axis, size is out of range, eps is negative or NaN, or
+        `out` is read-only. After a refusal every array is as it was.
+
+    Notes
+    -----
+    ``rms_scale(x, sum_squares(x), n, weight)`` has the bits of ``rms_norm(x, weight)``. Ctrl-C ends
+    a call as it ends `rms_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrms
+    >>> left, right = np.array([[3]], np.float32), np.array([[4]], np.float32)
+    >>> total = fastrms.sum_squares(left) + fastrms.sum_squares(right)
+    >>> fastrms.rms_scale(left, total, 2), fastrms.rms_scale(right, total, 2)
+    (array([[0.8485278]], dtype=float32), array([[1.1313704]], dtype=float32))
+    """
+    return normed(x, weight, eps, weight_offset, out, False, (sum_squares, size))
+
+
+def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=1e-5, *,
+                       weight_offset=0.0, dx=None, dweight=None, accumulate=False):
+    """Carry a gradient back through `rms_scale`, given both sums of the whole rows.
+
+    With ``g = dy * (weight_offset + weight)`` and ``rms = sqrt(sum_squares / size + eps)``:
+    ``dx = (g - x / rms * sum_products / (size * rms)) / rms``, and
+    ``dweight = sum of dy * x / rms`` over all rows.
+
+    Parameters
+    ----------
+    dy, x : float32 arrays, shape (..., n)
+        Some columns of the gradient of the output, and of the input. Only read, unless `dx`.
+    sum_squares, sum_products : float64 arrays, shape x.shape[:-1]
+        The sums over each whole row, of `sum_squares` and `sum_products`. Only read.
+    size : int
+        The length of the whole row, at least n and below 2**40.
+    weight, eps, weight_offset, dx, dweight, accumulate
+        As in `rms_norm_backward`, for these columns.
+
+    Returns
+    -------
+    dx, dweight
+        The objects that were passed, or new ndarrays; dweight is None without a weight.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rms_norm_backward` and `rms_scale`. After a refusal every array is as it was.
+
+    Notes
+    -----
+    In float64, rounded once, not always with the bits of `rms_norm_backward`, but within the same
+    bounds. Ctrl-C ends a call as it ends that.
+
+    Examples
+    --------
+    >>> import numpy as np, fastrms
+    >>> x, dy, w = np.array([[3, 4]], "f"), np.array([[1, 0]], "f"), np.ones(2, "f")
+    >>> squares, products = fastrms.sum_squares(x), fastrms.sum_products(dy, x, w)
+    >>> dx, dweight = fastrms.rms_scale_backward(dy, x, squares, products, 2, w)
+    >>> dweight
+    array([0.8485278, 0.       ], dtype=float32)
+    """
+    return gradients(dy, x, weight, eps, weight_offset, dx, dweight, accumulate,
+                     (sum_squares, sum_products, size))
+
+
+cdef cnp.ndarray sums_of_rows(Job* job, rows_kernel kernel, double** sums, cnp.ndarray x,
+                              cnp.ndarray dy, cnp.ndarray w, cnp.ndarray target):
+    """Run a kernel that computes one sum a row; return the sums, in `target` or a new array."""
+    cdef Axis[MOST_AXES] axes
+    cdef cnp.ndarray rows, x_rows, dy_rows
+    if w is not None:
+        check_vector(w, "weight", job.n)
+    if target is not None:
+        check_sums(target, "out", x, output=True)
+    # Always new: `out` may be anywhere, in any order, and sums are few.
+    rows = cnp.PyArray_ZEROS(cnp.PyArray_NDIM(x) - 1, cnp.PyArray_DIMS(x), cnp.NPY_DOUBLE, 0)
+    if w is not None:
+        w = rows_of(w)
+        job.weight = <const float*>cnp.PyArray_DATA(w)
+    x_rows, dy_rows = rows_of(x), None if dy is None else rows_of(dy)
+    set_pointers(job, axes, x_rows, dy_rows, None, None, None)
+    sums[0] = <double*>cnp.PyArray_DATA(rows)
+    run(kernel, job, NULL, False)
+    if target is None:
+        return rows
+    write_back(target, rows)
+    return target

@@ -1,0 +1,44 @@
+# The residual add: in float32, or with a scale in float64.
+
+from kernels.job cimport GradientSums, Job
+from kernels.simd cimport VEC, WIDE, load, load_part, splat_wide, store, store_part
+from machine.caches cimport floats_to_line
+
+
+cdef void add_row(float* residual, const float* x, Py_ssize_t n) noexcept nogil:
+    """residual += x in float32, as NumPy adds. residual (n,) IN-OUT; x (n,) IN."""
+    cdef Py_ssize_t i = 0
+    if n >= 256:
+        i = floats_to_line(residual)
+        add_row(residual, x, i)
+    while i + VEC <= n:
+        store(residual + i, load(residual + i) + load(x + i))
+        i += VEC
+    if i < n:
+        store_part(residual + i, load_part(residual + i, n - i) + load_part(x + i, n - i), n - i)
+
+
+cdef void add_scaled(float* residual, const float* x, double scale, Py_ssize_t n) noexcept nogil:
+    """residual += scale * x in float64, rounded once. residual (n,) IN-OUT; x (n,) IN."""
+    cdef Py_ssize_t i = 0, count
+    while i < n:
+        count = min(<Py_ssize_t>WIDE, n - i)
+        put(residual + i, take(residual + i, count) + splat_wide(scale) * take(x + i, count), count,
+            False)
+        i += WIDE
+
+
+cdef void residual_add(const Job* job, Py_ssize_t first, Py_ssize_t last,
+                       const GradientSums* _) noexcept nogil:
+    """residual += scale * x. job.residual (rows, n) IN-OUT; job.x (rows, n) IN."""
+    cdef Py_ssize_t row, n = job.n, rows = last - first
+    cdef float* residual = job.residual + first * job.residual_stride
+    cdef const float* x = job.x + first * job.x_stride
+    if job.residual_stride == n and job.x_stride == n:      # as one long row
+        n = n * rows
+        rows = 1
+    for row in range(rows):
+        if job.scale == 1.0:
+            add_row(residual + row * job.residual_stride, x + row * job.x_stride, n)
+        else:
+            add_scaled(residual + row * job.residual_stride, x + row * job.x_stride, job.scale, n)

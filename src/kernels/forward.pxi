@@ -1,0 +1,61 @@
+# Forward, and add + forward: the sums of squares of a batch of rows, then a second pass that scales
+# each of them in cache. A row that is split over machines comes with its sum of squares. How a row
+# is computed depends on its own values, weight and eps, never on the rows beside it.
+
+from libc.string cimport memcpy, memset
+
+from kernels.job cimport STREAM, GradientSums, Job
+from kernels.simd cimport stream_fence
+
+
+cdef inline void norm_rows(const Job* job, Py_ssize_t first, Py_ssize_t last,
+                           bint add) noexcept nogil:
+    """Normalise x, or with `add` the residual after x was added to it."""
+    cdef double[BATCH] squares, inv_rms
+    cdef Py_ssize_t count, ahead, stride = job.residual_stride if add else job.x_stride
+    cdef const float* x
+    cdef float* residual
+    memset(squares, 0, sizeof(squares))
+    while first < last:
+        count = min(job.batch, last - first)
+        x = job.x + first * job.x_stride
+        if add:
+            residual = job.residual + first * stride
+            add_and_sum_squares(squares, residual, x, stride, job.x_stride, count, job.n)
+            x = residual
+        elif job.squares != NULL:
+            memcpy(squares, job.squares + first, count * sizeof(double))
+        else:
+            sum_squares(squares, x, stride, count, job.n)
+        invert(inv_rms, squares, job)
+        ahead = max(<Py_ssize_t>0, min(first + job.ahead, last - job.batch))
+        scale_batch(job.y + first * job.y_stride, x, stride, inv_rms,
+                    job.x + ahead * job.x_stride, count, job)
+        first += count
+    if job.store == STREAM:
+        stream_fence()
+
+
+cdef void rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last,
+                   const GradientSums* _) noexcept nogil:
+    """Normalise rows. job.y (rows, n) OUT or IN-OUT; job.x (rows, n), job.weight (n,) IN.
+
+    job.squares (rows,) IN, or NULL: the sums of squares over job.size floats.
+    """
+    norm_rows(job, first, last, False)
+
+
+cdef void add_rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last,
+                       const GradientSums* _) noexcept nogil:
+    """Add, then normalise. job.residual IN-OUT, job.y OUT, job.x IN (rows, n); job.weight (n,) IN.
+
+    y may be x: the rows of x are read before those of y are written.
+    """
+    norm_rows(job, first, last, True)
+
+
+cdef void row_squares(const Job* job, Py_ssize_t first, Py_ssize_t last,
+                      const GradientSums* _) noexcept nogil:
+    """Sum the squares of rows. job.squares (rows,) OUT; job.x (rows, n) IN."""
+    sum_squares(job.squares + first, job.x + first * job.x_stride, job.x_stride, last - first,
+                job.n)

@@ -1,0 +1,81 @@
+# The interface between the scheduler and the kernels: a job, and a table of functions.
+# Strides count floats from row to row; the last axis is contiguous. Rows are [first, last).
+
+cdef enum Path:     # how y is computed from x, 1 / rms and the weight
+    UNWEIGHTED
+    PLAIN           # every |weight| is at most 2
+    LIFTED          # at most 2**44: 1 / rms is scaled by a power of two
+    OFFSET          # likewise, and weight_offset is 1, as in every model that has one
+    BY_FLOAT64      # larger weights, and any other weight_offset
+
+cdef enum Store:    # how y or dx is written
+    STORE
+    FETCH           # and the lines that are written next are prefetched
+    STREAM          # by non-temporal stores; and the rows that are read next are prefetched
+    ACCUMULATE      # added to the array
+
+ctypedef struct Axis:       # one leading axis of a job's arrays
+    Py_ssize_t length
+    Py_ssize_t y            # floats from index to index; 0 for an array that the job lacks
+    Py_ssize_t residual
+    Py_ssize_t dx
+    Py_ssize_t x
+    Py_ssize_t dy
+
+ctypedef struct Job:
+    float* y                # (rows, n) OUT, or IN-OUT to ACCUMULATE
+    float* residual         # (rows, n) IN-OUT
+    float* dx               # (rows, n) OUT, or IN-OUT to ACCUMULATE
+    const float* x          # (rows, n) IN
+    const float* dy         # (rows, n) IN
+    const float* weight     # (n,) IN, or NULL: the factor is 1
+    double* factor          # (n,) OUT, backward's weight_offset + weight; NULL for a single row
+    float* factor32         # (n,) OUT, the same rounded; or weight itself, NULL without one
+    double* squares         # (rows,) sums of x**2, OUT or IN; NULL if the kernel computes them
+    double* products        # (rows,) sums of dy * (weight_offset + weight) * x, likewise
+    Py_ssize_t y_stride
+    Py_ssize_t residual_stride
+    Py_ssize_t dx_stride
+    Py_ssize_t x_stride
+    Py_ssize_t dy_stride
+    # The leading axes, innermost first, if one row stride is not enough: then the strides above are
+    # those of axes[0], and a kernel gets rows of axes[0] alone. Else NULL.
+    const Axis* axes
+    Py_ssize_t rows
+    Py_ssize_t n
+    Py_ssize_t size         # full row length; n unless the row is split
+    double inv_n            # 1 / size
+    double eps
+    double weight_offset
+    double scale
+    Path path               # forward's; backward has PLAIN, or BY_FLOAT64 for a large factor
+    # How the job uses this machine's caches. No bit depends on it, except ACCUMULATE.
+    Store store
+    Py_ssize_t ahead        # to STREAM: distance in rows to the row that is prefetched
+    Py_ssize_t batch        # 1 to 8: rows whose sums are taken before the first of them is scaled
+
+ctypedef struct GradientSums:   # of the weight, each to the end of its last cache line
+    double* dweight         # (n,) IN-OUT
+    float* group            # (n,) IN-OUT: a group of up to 8 rows, times LIFT_DY
+    bint begins             # whether the first row begins a group, or continues one
+    bint ends               # whether the last row ends its group, or leaves it open
+
+# sums is NULL for all kernels but backward, and for backward without a weight.
+ctypedef void (*rows_kernel)(const Job* job, Py_ssize_t first, Py_ssize_t last,
+                             const GradientSums* sums) noexcept nogil
+
+ctypedef struct Table:
+    # Compute what every row needs: inv_n, path, and for backward factor and factor32.
+    void (*start)(Job* job) noexcept nogil
+    rows_kernel rms_norm
+    rows_kernel add_rms_norm
+    rows_kernel residual_add
+    rows_kernel row_squares
+    rows_kernel row_products
+    rows_kernel backward
+    # dweight (n,) OUT, or NULL, of at most 8 rows. False, and nothing written, if one needs
+    # float64.
+    bint (*backward_few)(const Job* job, float* dweight) noexcept nogil
+    void (*add_block)(double* dweight, const double* block, Py_ssize_t n) noexcept nogil
+    void (*store_dweight)(float* out, const double* dweight, Py_ssize_t n,
+                          bint accumulate) noexcept nogil

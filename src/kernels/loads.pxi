@@ -1,0 +1,45 @@
+# Loads and stores of up to a vector, where a row may end. For whole vectors `count` is a constant,
+# and the branch vanishes.
+
+from kernels.job cimport Job
+from kernels.simd cimport (
+    VEC, WIDE, load, load_part, narrow, narrow_part, splat_wide, store, store_part, vec, wide,
+    widen, widen_part,
+)
+
+
+cdef inline vec take_vec(const float* source, Py_ssize_t count) noexcept nogil:
+    """Load at most VEC floats."""
+    return load(source) if count >= VEC else load_part(source, count)
+
+
+cdef inline void put_vec(float* target, vec value, Py_ssize_t count) noexcept nogil:
+    """Store at most VEC floats."""
+    if count >= VEC:
+        store(target, value)
+    else:
+        store_part(target, value, count)
+
+
+cdef inline wide take(const float* source, Py_ssize_t count) noexcept nogil:
+    """Load at most WIDE floats as doubles."""
+    return widen(source) if count >= WIDE else widen_part(source, count)
+
+
+cdef inline wide factor_at(const Job* job, Py_ssize_t i, Py_ssize_t count) noexcept nogil:
+    """Return weight_offset + weight for at most WIDE elements from i on."""
+    return splat_wide(job.weight_offset) + take(job.weight + i, count)
+
+
+cdef inline void put(float* target, wide value, Py_ssize_t count, bint accumulate) noexcept nogil:
+    """Round at most WIDE doubles to float32, and store them or add them to the target."""
+    cdef float[WIDE] rounded
+    cdef Py_ssize_t k
+    if accumulate:
+        narrow(rounded, value)
+        for k in range(count):
+            target[k] = target[k] + rounded[k]
+    elif count >= WIDE:
+        narrow(target, value)
+    else:
+        narrow_part(target, value, count)

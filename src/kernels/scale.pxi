@@ -1,0 +1,222 @@
+# The second pass of forward: y = x * inv_rms * weight, on the path that the weight needs.
+
+from libc.math cimport INFINITY, fabs
+
+from kernels.job cimport (
+    ACCUMULATE, BY_FLOAT64, FETCH, LIFTED, OFFSET, PLAIN, STORE, STREAM, UNWEIGHTED, Job, Path,
+    Store,
+)
+from kernels.simd cimport (
+    LANES, VEC, WIDE, absolute, larger, largest, load, load_wide, multiply_add, root, splat,
+    splat_wide, store_wide, stream, vec, wide,
+)
+from machine.caches cimport floats_to_line, prefetch, prefetch_write
+
+cdef enum:
+    LINE = 16       # floats in a cache line
+    DISTANCE = 128  # floats from the line in work to the one that is prefetched
+    BATCH = 8       # rows at most whose sums are taken before the first of them is scaled
+
+# x / rms may be subnormal, for an element far below its row's rms or under a large eps, and a
+# weight above 2 would magnify the bits that it lost. So 1 / rms is multiplied by LIFT first and the
+# result by LOWER last; both are powers of two, and exact. A weight above 2**44 could overflow
+# between them.
+cdef float PLAIN_WEIGHT = 2.0
+cdef float LIFTED_WEIGHT = 2.0 ** 44
+cdef float LIFT = 2.0 ** 63
+cdef float LOWER = 2.0 ** -63
+# Rows with 1 / rms outside these bounds are computed in float64. Inside, 1 / rms is a normal
+# float32, with and without LIFT.
+cdef double SMALL_INV = 2.0 ** -126
+cdef double LARGE_INV = 2.0 ** 64
+# 1 + weight is 0 or at least 2**-24; divided by rms it is a normal float32 if 1 / rms is at least
+# this.
+cdef double SMALL_INV_OFFSET = 2.0 ** -64
+
+
+cdef float peak(const float* values, Py_ssize_t n) noexcept nogil:
+    """Return the largest magnitude, NaNs aside. values (n,) IN."""
+    cdef vec[4] most
+    cdef Py_ssize_t i = 0, k
+    for k in range(4):
+        most[k] = splat(0)
+    while i + 4 * VEC <= n:
+        for k in range(4):
+            most[k] = larger(absolute(load(values + i + VEC * k)), most[k])
+        i += 4 * VEC
+    while i < n:
+        most[0] = larger(absolute(take_vec(values + i, n - i)), most[0])
+        i += VEC
+    return largest(larger(larger(most[0], most[1]), larger(most[2], most[3])))
+
+
+cdef Path choose_path(const float* weight, double weight_offset, Py_ssize_t n) noexcept nogil:
+    """Choose the path of a whole job. weight (n,) IN, or NULL.
+
+    Inf and NaN in a weight are ignored: every path propagates them.
+    """
+    cdef Py_ssize_t i
+    cdef float highest
+    if weight == NULL:
+        return UNWEIGHTED
+    highest = peak(weight, n)
+    if highest == INFINITY:
+        highest = 0
+        for i in range(n):
+            if highest < fabs(weight[i]) < INFINITY:
+                highest = <float>fabs(weight[i])
+    if highest > LIFTED_WEIGHT or weight_offset not in (0, 1):
+        return BY_FLOAT64
+    if weight_offset == 1:
+        return OFFSET
+    return PLAIN if highest <= PLAIN_WEIGHT else LIFTED
+
+
+cdef void invert(double* inv_rms, const double* squares, const Job* job) noexcept nogil:
+    """Compute 1 / rms of a batch. inv_rms (8,) OUT; squares (8,) IN, the last of them unused."""
+    cdef Py_ssize_t k
+    for k in range(0, BATCH // WIDE):
+        store_wide(inv_rms + WIDE * k, splat_wide(1) / root(
+            load_wide(squares + WIDE * k) * splat_wide(job.inv_n) + splat_wide(job.eps)))
+
+
+cdef struct Scale:      # the factors of a row
+    float inv_rms       # times LIFT if LIFTED
+    const float* weight
+
+
+cdef inline void scale_vector(float* y, const float* x, const float* ahead, const Scale* by,
+                              Py_ssize_t i, Py_ssize_t count, Path path,
+                              Store mode) noexcept nogil:
+    """Scale at most VEC elements from i on.
+
+    Error: 1 u for inv_rms, 1 u a product; LIFT and LOWER change no bits. With an offset
+    weight / rms + 1 / rms is rounded once, however much of the sum cancels: 1 u too.
+    """
+    cdef vec value = take_vec(x + i, count), weight, inv_rms = splat(by.inv_rms)
+    if path == UNWEIGHTED:
+        value = value * inv_rms
+    else:
+        weight = take_vec(by.weight + i, count)
+        if path == OFFSET:
+            value = value * multiply_add(weight, inv_rms, inv_rms)
+        elif path == LIFTED:
+            value = value * inv_rms * weight * splat(LOWER)
+        else:
+            value = value * inv_rms * weight
+    if mode == STREAM:
+        stream(y + i, value)
+        prefetch(ahead + i)
+    elif mode == ACCUMULATE:
+        put_vec(y + i, take_vec(y + i, count) + value, count)
+    else:
+        put_vec(y + i, value, count)
+    if mode == FETCH:
+        prefetch_write(y + i + DISTANCE)
+
+
+cdef inline void scale_edge(float* y, const float* x, const Scale* by, Py_ssize_t i, Py_ssize_t end,
+                            Path path, bint accumulate) noexcept nogil:
+    """Scale the floats [i, end) of a row, before or after its whole vectors or lines."""
+    while i < end:
+        scale_vector(y, x, x, by, i, min(<Py_ssize_t>VEC, end - i), path,
+                     ACCUMULATE if accumulate else STORE)
+        i += VEC
+
+
+cdef inline void scale_row(float* y, const float* x, const Scale* by, Py_ssize_t n,
+                           const float* ahead, Path path, Store mode) noexcept nogil:
+    """Scale a row. y (n,) OUT, or IN-OUT to ACCUMULATE; x (n,) IN; ahead (n,) is the row that is
+    prefetched while this one is streamed.
+
+    Peel the first floats so that stores to y are line-aligned: NumPy's large arrays start 16 bytes
+    past a line, and stores (mostly loads too) that straddle two lines take 1.2 to 1.5 times as long
+    in cache, on an Intel Xeon with AVX-512.
+    """
+    cdef Py_ssize_t i = 0, k, end
+    if n >= 256 or mode == STREAM:
+        i = min(<Py_ssize_t>floats_to_line(y), n)
+        scale_edge(y, x, by, 0, i, path, mode == ACCUMULATE)
+    end = i + (n - i) // LINE * LINE if mode == STREAM else n
+    while i + LANES <= end:
+        for k in range(LANES // VEC):
+            scale_vector(y, x, ahead, by, i, VEC, path, mode)
+            i += VEC
+    while i + VEC <= end:
+        scale_vector(y, x, ahead, by, i, VEC, path, mode)
+        i += VEC
+    scale_edge(y, x, by, i, n, path, mode == ACCUMULATE)
+
+
+cdef inline void scale_for_store(float* y, const float* x, Py_ssize_t x_stride,
+                                 const double* inv_rms, const float* ahead, Py_ssize_t rows,
+                                 const Job* job, Path path, Store mode) noexcept nogil:
+    """Scale the rows of a batch: in float32 if it holds 1 / rms, else in float64."""
+    cdef Py_ssize_t row
+    cdef Scale by
+    cdef double least = SMALL_INV_OFFSET if path == OFFSET else SMALL_INV
+    by.weight = job.weight
+    for row in range(rows):
+        if least <= inv_rms[row] <= LARGE_INV:
+            by.inv_rms = <float>inv_rms[row] * LIFT if path == LIFTED else <float>inv_rms[row]
+            scale_row(y, x, &by, job.n, ahead, path, mode)
+        else:
+            scale_row_wide(y, x, inv_rms[row], job)
+        y += job.y_stride
+        x += x_stride
+        ahead += job.x_stride
+
+
+cdef inline void scale_for_path(float* y, const float* x, Py_ssize_t x_stride,
+                                const double* inv_rms, const float* ahead, Py_ssize_t rows,
+                                const Job* job, Path path) noexcept nogil:
+    """Call scale_for_store, compiled for each mode."""
+    if job.store == STORE:
+        scale_for_store(y, x, x_stride, inv_rms, ahead, rows, job, path, STORE)
+    elif job.store == FETCH:
+        scale_for_store(y, x, x_stride, inv_rms, ahead, rows, job, path, FETCH)
+    elif job.store == STREAM:
+        scale_for_store(y, x, x_stride, inv_rms, ahead, rows, job, path, STREAM)
+    else:
+        scale_for_store(y, x, x_stride, inv_rms, ahead, rows, job, path, ACCUMULATE)
+
+
+cdef void scale_batch(float* y, const float* x, Py_ssize_t x_stride, const double* inv_rms,
+                      const float* ahead, Py_ssize_t rows, const Job* job) noexcept nogil:
+    """y = x / rms * (weight_offset + weight) for the rows of a batch.
+
+    y (rows, n) OUT, or IN-OUT to ACCUMULATE; x (rows, n), inv_rms (rows,) IN; ahead (rows, n) is
+    prefetched meanwhile to STREAM.
+    """
+    cdef Py_ssize_t row
+    if job.path == PLAIN:
+        scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, PLAIN)
+    elif job.path == UNWEIGHTED:
+        scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, UNWEIGHTED)
+    elif job.path == LIFTED:
+        scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, LIFTED)
+    elif job.path == OFFSET:
+        scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, OFFSET)
+    else:
+        for row in range(rows):
+            scale_row_wide(y + row * job.y_stride, x + row * x_stride, inv_rms[row], job)
+
+
+cdef inline void scale_wide(float* y, const float* x, Py_ssize_t i, Py_ssize_t count,
+                            wide inv_rms, const Job* job) noexcept nogil:
+    """Scale at most WIDE elements from i on, in float64."""
+    cdef wide value = take(x + i, count) * inv_rms
+    if job.weight != NULL:
+        value = value * factor_at(job, i, count)
+    put(y + i, value, count, job.store == ACCUMULATE)
+
+
+cdef void scale_row_wide(float* y, const float* x, double inv_rms, const Job* job) noexcept nogil:
+    """Scale a row in float64, rounded once. y (n,) OUT, or IN-OUT to ACCUMULATE; x (n,) IN."""
+    cdef wide inv = splat_wide(inv_rms)
+    cdef Py_ssize_t i = 0
+    while i + WIDE <= job.n:
+        scale_wide(y, x, i, WIDE, inv, job)
+        i += WIDE
+    if i < job.n:
+        scale_wide(y, x, i, job.n - i, inv, job)

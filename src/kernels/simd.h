@@ -1,0 +1,331 @@
+/* Vectors as wide as the instruction set's, over the vector types of GCC and Clang, on which + - *
+ * work as on a float. This adds loads and stores, of whole vectors and of the last floats of a row,
+ * and conversions to float64 and back. Any other compiler gets vectors of one float. Nothing here
+ * depends on RMSNorm.
+ *
+ * `vec` holds VEC floats, `wide` WIDE doubles; a row's sum of squares is kept in LANES doubles.
+ */
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#if defined(VEC)  /* set by -DVEC: .ci/gates/plain */
+#elif defined(__AVX512F__)
+#define VEC 16
+#elif defined(__AVX__)
+#define VEC 8
+#elif defined(__GNUC__)
+#define VEC 4
+#else
+#define VEC 1
+#endif
+
+#if VEC > 1
+#define WIDE (VEC / 2)
+typedef float vec __attribute__((vector_size(VEC * 4)));
+typedef double wide __attribute__((vector_size(VEC * 4)));
+typedef float half __attribute__((vector_size(VEC * 2)));  /* converts to a wide */
+typedef int32_t vec_bits __attribute__((vector_size(VEC * 4)));
+typedef int64_t wide_bits __attribute__((vector_size(VEC * 4)));
+/* At any address, and aliasing any type. */
+typedef float vec_at __attribute__((vector_size(VEC * 4), aligned(4), may_alias));
+typedef double wide_at __attribute__((vector_size(VEC * 4), aligned(8), may_alias));
+typedef float half_at __attribute__((vector_size(VEC * 2), aligned(4), may_alias));
+#else
+#define WIDE 1
+typedef float vec, half, vec_at, half_at;
+typedef double wide, wide_at;
+typedef int32_t vec_bits;
+#endif
+#define LANES 32
+#define WIDES (LANES / WIDE)
+
+static inline vec splat(float value) { return value - (vec){0}; }
+static inline wide splat_wide(double value) { return value - (wide){0}; }
+
+static inline vec load(const float *from) { return *(const vec_at *)from; }
+static inline void store(float *to, vec value) { *(vec_at *)to = value; }
+static inline wide load_wide(const double *from) { return *(const wide_at *)from; }
+static inline void store_wide(double *to, wide value) { *(wide_at *)to = value; }
+
+/* Load WIDE floats as doubles; narrow rounds and stores them. By intrinsics, because GCC 12 splits
+ * __builtin_convertvector into narrower conversions. */
+static inline wide widen(const float *from) {
+#if defined(__AVX512F__)
+    return (wide)_mm512_cvtps_pd(_mm256_loadu_ps(from));
+#elif defined(__AVX__)
+    return (wide)_mm256_cvtps_pd(_mm_loadu_ps(from));
+#elif defined(__SSE2__)
+    return (wide)_mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)from)));
+#elif VEC > 1
+    return __builtin_convertvector(*(const half_at *)from, wide);
+#else
+    return *from;
+#endif
+}
+
+/* Widen a half of a vec: number 0 or 1; only 0 if a vec is a single float. */
+static inline wide widen_half(vec value, int number) {
+#if defined(__AVX512F__)
+    return (wide)_mm512_cvtps_pd(number ? (__m256)_mm512_extractf64x4_pd((__m512d)value, 1)
+                                        : _mm512_castps512_ps256((__m512)value));
+#elif defined(__AVX__)
+    return (wide)_mm256_cvtps_pd(number ? _mm256_extractf128_ps((__m256)value, 1)
+                                        : _mm256_castps256_ps128((__m256)value));
+#elif defined(__SSE2__)
+    return (wide)_mm_cvtps_pd(number ? _mm_movehl_ps((__m128)value, (__m128)value) : (__m128)value);
+#else
+    float values[VEC];
+    store(values, value);
+    return widen(values + number * WIDE);
+#endif
+}
+
+static inline void narrow(float *to, wide value) {
+#if defined(__AVX512F__)
+    _mm256_storeu_ps(to, _mm512_cvtpd_ps((__m512d)value));
+#elif defined(__AVX__)
+    _mm_storeu_ps(to, _mm256_cvtpd_ps((__m256d)value));
+#elif defined(__SSE2__)
+    _mm_storel_pi((__m64 *)to, _mm_cvtpd_ps((__m128d)value));
+#elif VEC > 1
+    *(half_at *)to = __builtin_convertvector(value, half);
+#else
+    *to = (float)value;
+#endif
+}
+
+/* Round two wides to a vec, for multiply_add. */
+#if VEC > 1
+static inline vec narrow_both(wide first, wide second) {
+#if defined(__SSE2__) && VEC == 4
+    return (vec)_mm_movelh_ps(_mm_cvtpd_ps((__m128d)first), _mm_cvtpd_ps((__m128d)second));
+#else
+    float values[VEC];
+    narrow(values, first);
+    narrow(values + WIDE, second);
+    return load(values);
+#endif
+}
+#endif
+
+/* Load the first `count` < VEC floats, and zeros. The memory past them is not touched. */
+static inline vec load_part(const float *from, long count) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from);
+#elif defined(__AVX__)
+    static const int32_t mask[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return (vec)_mm256_maskload_ps(from, _mm256_loadu_si256((const __m256i *)(mask + 8 - count)));
+#else
+    float values[VEC] = {0};
+    for (long k = 0; k < VEC - 1; k++)
+        if (k < count) values[k] = from[k];
+    return load(values);
+#endif
+}
+
+/* Store the first `count` < VEC floats, in halves: a masked store takes 20 times as long on Zen 3. */
+static inline void store_part(float *to, vec value, long count) {
+    float values[VEC];
+    store(values, value);
+#if VEC > 8
+    if (count & 8) memcpy(to, values, 32);
+#endif
+#if VEC > 4
+    if (count & 4) memcpy(to + (count & 8), values + (count & 8), 16);
+#endif
+    if (count & 2) memcpy(to + (count & 12), values + (count & 12), 8);
+    if (count & 1) to[count & 14] = values[count & 14];
+}
+
+/* Load the first `count` < WIDE floats as doubles, and zeros. */
+static inline wide widen_part(const float *from, long count) {
+#if defined(__AVX512F__)
+    return (wide)_mm512_maskz_cvtps_pd((__mmask8)((1u << count) - 1),
+        _mm512_castps512_ps256((__m512)load_part(from, count)));
+#elif defined(__AVX__)
+    return (wide)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)load_part(from, count)));
+#else
+    float values[VEC];
+    store(values, load_part(from, count));
+    return widen(values);
+#endif
+}
+
+/* Keep the first `count` < WIDE doubles; zero the rest, NaNs included. */
+static inline wide keep_part(wide value, long count) {
+#if VEC > 1
+    static const float ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+    const wide_bits kept = widen_part(ones, count) > splat_wide(0);
+    return (wide)((wide_bits)value & kept);
+#else
+    (void)count;
+    return value;
+#endif
+}
+
+static inline void narrow_part(float *to, wide value, long count) {
+    float values[VEC] = {0};
+    narrow(values, value);
+    store_part(to, load(values), count);
+}
+
+/* Store past the caches, without reading the line first; `to` is aligned to the vector. */
+static inline void stream(float *to, vec value) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(to, (__m512)value);
+#elif defined(__AVX__)
+    _mm256_stream_ps(to, (__m256)value);
+#elif defined(__SSE2__)
+    _mm_stream_ps(to, (__m128)value);
+#else
+    store(to, value);
+#endif
+}
+
+/* Order streamed stores before all later ones of this thread. */
+static inline void stream_fence(void) {
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+}
+
+/* sum + a * b, where a and b hold floats: the product is exact, so fusing changes no bit. */
+static inline wide add_product(wide sum, wide a, wide b) {
+#if defined(__AVX512F__)
+    return (wide)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum);
+#elif defined(__FMA__)
+    return (wide)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)sum);
+#elif defined(__aarch64__)
+    return (wide)vfmaq_f64((float64x2_t)sum, (float64x2_t)a, (float64x2_t)b);
+#else
+    return sum + a * b;
+#endif
+}
+
+#if VEC > 1
+/* a + b rounded to odd: an inexact sum gets an odd last bit, so that rounding it again, to float32,
+ * gives what rounding a + b once would give (Boldo & Melquiond 2008). */
+static inline wide add_to_odd(wide a, wide b) {
+    const wide sum = a + b, part = sum - a, lost = (a - (sum - part)) + (b - part);
+    const wide_bits sign = (wide_bits)sum & INT64_MIN;
+    const wide_bits outward = (wide)((wide_bits)lost ^ sign) < splat_wide(0);
+    const wide_bits inexact = (lost < splat_wide(0)) | (lost > splat_wide(0));   /* false for Inf */
+    return (wide)(((wide_bits)sum + outward) | (inexact & 1));
+}
+
+/* Return whether a double lies halfway between two normal floats: of the 29 bits that are cut off, the
+ * first alone is one. (The upper words can match only at 2**-255 and 2**257: harmless.) */
+static inline int any_halfway(wide a, wide b) {
+    const vec_bits halfway = ((vec_bits)a << 3 == INT32_MIN) | ((vec_bits)b << 3 == INT32_MIN);
+    int64_t any = 0;
+    for (int k = 0; k < WIDE; k++) any |= ((wide_bits)halfway)[k];
+    return any != 0;
+}
+#endif
+
+/* a * b + c, rounded once. The result must be zero, Inf, NaN or a normal float. */
+static inline vec multiply_add(vec a, vec b, vec c) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#elif VEC > 1
+    /* The products are exact. Only a sum that float64 rounds to halfway could be rounded wrongly. */
+    const wide first = widen_half(a, 0) * widen_half(b, 0), c_first = widen_half(c, 0);
+    const wide second = widen_half(a, 1) * widen_half(b, 1), c_second = widen_half(c, 1);
+    if (any_halfway(first + c_first, second + c_second))
+        return narrow_both(add_to_odd(first, c_first), add_to_odd(second, c_second));
+    return narrow_both(first + c_first, second + c_second);
+#else
+    return fmaf(a, b, c);
+#endif
+}
+
+static inline wide root(wide value) {
+#if defined(__AVX512F__)
+    return (wide)_mm512_sqrt_pd((__m512d)value);
+#elif defined(__AVX__)
+    return (wide)_mm256_sqrt_pd((__m256d)value);
+#else
+    double values[WIDE];
+    store_wide(values, value);
+    for (int k = 0; k < WIDE; k++) values[k] = sqrt(values[k]);
+    return load_wide(values);
+#endif
+}
+
+/* Add all WIDE doubles: the upper half to the lower, down to one. */
+static inline double total(wide value) {
+#if defined(__AVX__)
+#if defined(__AVX512F__)
+    const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)value),
+                                       _mm512_extractf64x4_pd((__m512d)value, 1));
+#else
+    const __m256d four = (__m256d)value;
+#endif
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+#elif VEC > 1
+    return value[0] + value[1];
+#else
+    return value;
+#endif
+}
+
+/* |value|; and the larger of each pair, b if one is NaN. */
+static inline vec absolute(vec value) {
+#if VEC > 1
+    return (vec)((vec_bits)value & 0x7fffffff);
+#else
+    return fabsf(value);
+#endif
+}
+
+static inline vec larger(vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+    return (vec)_mm_max_ps((__m128)a, (__m128)b);
+#elif VEC > 1
+    const vec_bits first = a > b;
+    return (vec)(((vec_bits)a & first) | ((vec_bits)b & ~first));
+#else
+    return a > b ? a : b;
+#endif
+}
+
+static inline float largest(vec value) {
+#if defined(__SSE2__)
+#if defined(__AVX512F__)
+    const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256((__m512)value), (__m256)
+        _mm512_extractf64x4_pd((__m512d)value, 1));
+#elif defined(__AVX__)
+    const __m256 eight = (__m256)value;
+#endif
+#if defined(__AVX__)
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+#else
+    __m128 four = (__m128)value;
+#endif
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
+#else
+    float values[VEC], most;
+    store(values, value);
+    most = values[0];
+    for (int k = 1; k < VEC; k++) most = values[k] > most ? values[k] : most;
+    return most;
+#endif
+}

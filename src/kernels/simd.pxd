@@ -1,0 +1,33 @@
+cdef extern from "kernels/simd.h" nogil:
+    ctypedef float vec
+    ctypedef double wide
+    enum:
+        VEC     # floats in a vec
+        WIDE    # doubles in a wide
+        LANES   # 32, of a long sum
+        WIDES   # LANES // WIDE
+        SIXTEEN "(16 / WIDE)"   # wides of 16 lanes
+        VECS "(16 / VEC)"       # vecs of 16 lanes
+    vec splat(float value)
+    wide splat_wide(double value)
+    vec load(const float* source)
+    void store(float* target, vec value)
+    wide load_wide(const double* source)
+    void store_wide(double* target, wide value)
+    wide widen(const float* source)
+    wide widen_half(vec value, int number)
+    void narrow(float* target, wide value)
+    vec load_part(const float* source, long count)
+    void store_part(float* target, vec value, long count)
+    wide widen_part(const float* source, long count)
+    wide keep_part(wide value, long count)
+    void narrow_part(float* target, wide value, long count)
+    void stream(float* target, vec value)
+    void stream_fence()
+    wide add_product(wide sum, wide a, wide b)
+    vec multiply_add(vec a, vec b, vec c)
+    wide root(wide value)
+    double total(wide value)
+    vec absolute(vec value)
+    vec larger(vec a, vec b)
+    float largest(vec value)

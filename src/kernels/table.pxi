@@ -1,0 +1,46 @@
+# The kernels: forward, add + forward, backward and add over rows of float32, in typed Cython,
+# compiled once per instruction set. A kernel takes pointers and sizes, never a Python object. The
+# order of every sum is written out here, and no compiler flag may change it (no -ffast-math,
+# -ffp-contract=off), so every build gives the same bits.
+#
+# u = 2**-24 is float32's rounding unit. An output may be its own input, because every element is
+# loaded before the same element is stored.
+
+from cpython.pycapsule cimport PyCapsule_New
+
+from kernels.job cimport UNWEIGHTED, Job, Table
+from kernels.simd cimport VEC
+from machine.compiler cimport FLAGS
+
+# gives take*, put*, factor_at; uses nothing
+include "kernels/loads.pxi"
+# gives sum_squares, add_and_sum_squares, fold; uses loads
+include "kernels/sums.pxi"
+# gives residual_add; uses loads
+include "kernels/add.pxi"
+# gives choose_path, peak, invert, scale_batch, BATCH, DISTANCE, LINE; uses loads
+include "kernels/scale.pxi"
+# gives rms_norm, add_rms_norm, row_squares; uses sums, scale
+include "kernels/forward.pxi"
+# gives sum_batch, fits_float32, Row*, *_DY; uses loads, sums, scale
+include "kernels/backward_sums.pxi"
+# gives *backward*, row_products, add_block, store_dweight; uses loads, scale, backward_sums
+include "kernels/backward.pxi"
+
+
+cdef void start(Job* job) noexcept nogil:
+    """Compute the constants that every row needs."""
+    job.inv_n = 1.0 / job.size
+    job.path = UNWEIGHTED
+    if job.factor32 != NULL:
+        start_backward(job)
+    elif job.y != NULL:
+        job.path = choose_path(job.weight, job.weight_offset, job.n)
+
+
+cdef Table TABLE = Table(start, rms_norm, add_rms_norm, residual_add, row_squares, row_products,
+                         backward, backward_few, add_block, store_dweight)
+
+table = PyCapsule_New(&TABLE, "fastrms.kernels", NULL)
+flags = FLAGS.decode()
+vector_floats = VEC

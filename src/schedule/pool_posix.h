@@ -1,0 +1,77 @@
+/* POSIX threads, for pool.h; threads sleep on condition variables where the system's own file, which
+ * comes first, gives nothing better.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <time.h>
+
+#ifndef POOL_SYSTEM
+#define POOL_SYSTEM "condition variable"
+
+/* Threads share 64 condition variables; sharing causes spurious wake-ups. */
+#define SLEEPERS 64
+static struct {
+    pthread_mutex_t mutex;
+    pthread_cond_t woken;
+} sleepers[SLEEPERS] = {
+    [0 ... SLEEPERS - 1] = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER}};
+
+static void sleep_on(int number, uint32_t *word, uint32_t value) {
+    pthread_mutex_t *mutex = &sleepers[number % SLEEPERS].mutex;
+    pthread_mutex_lock(mutex);
+    if (__atomic_load_n(word, __ATOMIC_RELAXED) == value)
+        pthread_cond_wait(&sleepers[number % SLEEPERS].woken, mutex);
+    pthread_mutex_unlock(mutex);
+}
+
+/* The mutex ensures that a sleeper either sees the new value of `word` or is waiting already. */
+static int wake(int number, uint32_t *word) {
+    pthread_mutex_t *mutex = &sleepers[number % SLEEPERS].mutex;
+    (void)word;
+    pthread_mutex_lock(mutex);
+    pthread_cond_broadcast(&sleepers[number % SLEEPERS].woken);
+    pthread_mutex_unlock(mutex);
+    return 0;
+}
+#endif
+
+static void (*thread_work)(int number);
+
+static void *begin_thread(void *number) {
+    thread_work((int)(intptr_t)number);
+    return NULL;
+}
+
+/* The thread blocks all signals except those of its own faults: blocked, they would end the process
+ * without calling a handler (Python's faulthandler). */
+static int start_thread(int number, void (*work)(int number)) {
+    const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+    sigset_t blocked, before;
+    pthread_t thread;
+    int failed;
+    thread_work = work;
+    sigfillset(&blocked);
+    for (int k = 0; k < 4; k++) sigdelset(&blocked, faults[k]);
+    pthread_sigmask(SIG_SETMASK, &blocked, &before);
+    failed = pthread_create(&thread, NULL, begin_thread, (void *)(intptr_t)number);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (!failed) pthread_detach(thread);
+    return !failed;
+}
+
+static inline void yield_cpu(void) { sched_yield(); }
+
+static inline int64_t clock_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+#ifndef __linux__
+static inline int this_cpu(void) { return -1; }
+static inline void leave_cpu(int cpu) { (void)cpu; }
+#endif

@@ -1,0 +1,48 @@
+/* Windows' threads, for pool.h. */
+#pragma once
+
+#include <stdint.h>
+#ifndef _WIN32_WINNT
+#define _WIN32_WINNT 0x0602  /* Windows 8: WaitOnAddress, of -lsynchronization */
+#endif
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
+#include <windows.h>
+#define POOL_SYSTEM "WaitOnAddress"
+
+static void sleep_on(int number, uint32_t *word, uint32_t value) {
+    (void)number;
+    WaitOnAddress(word, &value, sizeof value, INFINITE);
+}
+
+static int wake(int number, uint32_t *word) {
+    (void)number;
+    WakeByAddressSingle(word);
+    return 0;
+}
+
+static void (*thread_work)(int number);
+
+static DWORD WINAPI begin_thread(void *number) {
+    thread_work((int)(intptr_t)number);
+    return 0;
+}
+
+static int start_thread(int number, void (*work)(int number)) {
+    HANDLE thread;
+    thread_work = work;
+    thread = CreateThread(NULL, 0, begin_thread, (void *)(intptr_t)number, 0, NULL);
+    return thread && CloseHandle(thread);
+}
+
+static inline void yield_cpu(void) { SwitchToThread(); }
+
+static inline int64_t clock_ns(void) {
+    LARGE_INTEGER ticks, per_second;
+    QueryPerformanceCounter(&ticks);
+    QueryPerformanceFrequency(&per_second);
+    return (int64_t)((double)ticks.QuadPart * (1e9 / (double)per_second.QuadPart));
+}
+
+static inline int this_cpu(void) { return -1; }
+static inline void leave_cpu(int cpu) { (void)cpu; }
