@@ -24,7 +24,7 @@ from fastrms.check import (
 
 from .fuzz_calls import HUGE, MOST_SIZE, NOT_INTEGERS, NOT_REAL, build, calls, fill
 from .signatures import NUMBERS, OUTPUTS, REQUIRED, RETURNED, SUMS, beside
-from .test_shards import FLOAT64
+from .test_split import FLOAT64
 
 
 @given(calls())

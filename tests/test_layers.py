@@ -1,6 +1,5 @@
-"""The folders of src/ are layers: a file uses only its own folder and those below. Within a module,
-which is put together from includes, a file uses only what stands above it, and it cimports the names
-of a header that it uses.
+"""The folders of src/ are layers: a file uses only its own folder and those below. A module is put
+together from includes: a file uses only those above it, and cimports what it uses of a header.
 """
 
 import re

@@ -58,16 +58,21 @@ def test_a_release_tells_its_address(tmp_path):
     assert f'[project.urls]\nSource = "{address}"\n' in metadata
 
 
-def test_each_promise_names_tests_that_exist():
+def test_each_promise_names_code_and_tests_that_exist():
     promised = (
         README.read_text("utf-8").partition("## What you can rely on")[2].partition("\n## ")[0]
     )
-    table = CONTRIBUTING.read_text("utf-8").partition("| promise | tests | gates |")[2]
+    table = CONTRIBUTING.read_text("utf-8").partition("| promise | kept in | tests | gates |")[2]
     assert re.findall(r"^\| \*\*(.*?)\*\*", table, re.M) == re.findall(
         r"^- \*\*(.*?)\.\*\*", promised, re.M
     )
     _, *rows = (line.split("|") for line in table.strip().splitlines())
-    for _, promise, tests, gates, _ in rows:
+    checkout = TESTS.parent
+    sources = {path.name for path in [*checkout.glob("src/*/*"), *checkout.glob("fastrms/*")]}
+    for _, promise, kept, tests, gates, _ in rows:
+        files = re.findall(r"`(?:\w+/)?(\w+\.\w+)`", kept)
+        assert files, promise
+        assert set(files) <= sources | {"setup.py"}, promise
         named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", tests)
         assert named, promise
         for file, function in named:

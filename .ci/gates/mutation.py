@@ -30,15 +30,14 @@ FULL = os.environ.get("FULL") == "1"
 SAMPLE, JOBS, LEAST = 20, 2, 0.95
 CPU_SECONDS, SECONDS = 100, 600  # for tests that take 25 s: a busy machine kills no mutant
 # The quick tests first; the rest for mutants that survive those.
-KERNEL = (("special", "range"), ("shards", "overlap", "layout", "fuzz", "accuracy", "bits"))
+KERNEL = (("special", "range"), ("split", "overlap", "layout", "fuzz", "accuracy", "bits"))
 DOOR = (
     ("contract", "buffers", "overlap"),
-    ("shards", "layout", "runs", "fuzz", "special", "threads", "bits", "c_api", "c_interface"),
+    ("split", "layout", "segments", "fuzz", "special", "threads", "bits", "c_api", "c_interface"),
 )
 CALLERS = (("c_interface",), ("c_api",))
-C_INTERFACE = ("capi.pxi", "c_api.pxi")
 # Block sizes and the choice of an instruction set affect speed, not results.
-LEFT_OUT = ("caches.pxi", "isa.pxi")
+LEFT_OUT = ("tuning.pxi", "isa.pxi")
 FLAGS = {"_kernels_baseline": ["-O1"], "_core": ["-O1", "-pthread"]}
 SURVIVORS = Path(__file__).with_name("survivors.txt")
 SWAPS = {
@@ -59,9 +58,13 @@ TYPES = {
     "ptrdiff_t",
     "Job",
     "Axis",
+    "GradientSums",
     "Row",
     "RowSums",
     "Lanes",
+    "Plan",
+    "Piece",
+    "Bounds",
     "vec",
     "wide",
     "Table",
@@ -71,8 +74,8 @@ TYPES = {
 # signals; the floats of a loop step. Also an empty tail, and a vector that is overwritten before it
 # is read.
 SPEED = re.compile(
-    r"fetch|ahead|stream_fence|n >= 256|pass_rows|pairs|RELEASE_GIL|parallel_from|"
-    r"PIECE|piece|suit_caches|ITEMS|brief|if i < n:|= splat\(0\)|LANES <= end"
+    r"fetch|ahead|stream_fence|n >= 256|job.batch|pairs|RELEASE_GIL|parallel_from|"
+    r"PIECE|piece|tune\(|BLOCKS_A_THREAD|brief|if i < n:|= splat\(0\)|LANES <= end"
 )
 # Exactly at the border of a range both ways to compute are right.
 BORDER = re.compile(r"SMALL_|LARGE_|_WEIGHT")
@@ -103,7 +106,7 @@ def judges():
     for module, tests in (("_kernels_baseline", KERNEL), ("_core", DOOR)):
         for file in scratch_build.included(files, module):
             if file not in LEFT_OUT:
-                found[file] = module, CALLERS if file in C_INTERFACE else tests
+                found[file] = module, CALLERS if file == "c_api.pxi" else tests
     return found
 
 

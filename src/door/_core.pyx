@@ -32,11 +32,11 @@ include "door/overlap.pxi"
 # gives rows_of, write_back, set_pointers, MOST_AXES; uses arrays
 include "door/strides.pxi"
 # gives as_sums*, check_sums, sums_beside; uses arrays, overlap
-include "door/sums.pxi"
+include "door/split_sums.pxi"
 # gives take_x, init_job, normed, gradients, place_factor, MOST_FACTOR;
-# uses isa, tuning, schedule, numbers, arrays, overlap, strides, sums
+# uses isa, tuning, schedule, numbers, arrays, overlap, strides, split_sums
 include "door/jobs.pxi"
-# gives nothing; uses isa, schedule, numbers, arrays, strides, sums, jobs
+# gives nothing; uses isa, schedule, numbers, arrays, strides, split_sums, jobs
 include "door/split.pxi"
 # gives nothing; uses isa, tuning, schedule, numbers, jobs
 include "door/c_api.pxi"
@@ -62,29 +62,29 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, accumulat
     out : float32 array, shape of x, optional
         Where the result goes; may be `x` itself.
     accumulate : bool
-        Add the result to what `out` holds: the post-norm residual in one pass.
+        Add the result to `out`: the post-norm residual in one pass.
 
     Returns
     -------
-    out, the very object that was passed, or a new C-contiguous ndarray.
+    The object passed as `out`, or a new C-contiguous ndarray.
 
     Raises
     ------
     TypeError
-        If an array is not native float32 (nothing is converted silently), is masked, or is none;
-        or a number is none.
+        If an array is not native float32 (nothing is converted silently), is masked, or is no
+        array; or a number is not one.
     ValueError
         If a shape does not fit or has no axis, eps is negative or NaN, `out` is read-only, or
-        `accumulate` has no `out` to add to or is a name. After a refusal every array is as it was.
+        `accumulate` has no `out` to add to. After an error every array is unchanged.
 
     Notes
     -----
     At most 3 ulp from the exact result (2 without weight) over the whole float32 range. A row
     gives the same bits whatever the batch, threads, strides or CPU.
 
-    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements, or of a row for each thread
-    where that is more. The first rows of `out` are then done, the others as they were (all, where
-    its layout took a copy).
+    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements, or of a row for each thread if
+    that is more. The first rows of `out` are then done, the others unchanged (all of them, if its
+    layout needed a copy).
 
     Examples
     --------
@@ -118,33 +118,34 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     dweight : float32 array, shape (n,), optional
         Where the gradient of weight goes; may be `weight`.
     accumulate : bool, "dx" or "dweight"
-        True adds to `dx` and `dweight`, those of them that were passed; the other one is new. With
-        the gradient that came down the skip path as `dx`, this is the backward of a residual
-        block. A name adds to that one alone: "dweight" sums over micro-batches.
+        True adds to `dx` and `dweight`, to each that is passed. With the gradient of the skip path
+        as `dx`, this is the whole backward of a residual block. A name adds to that one alone:
+        "dweight" sums over micro-batches.
 
     Returns
     -------
     dx, dweight
-        The objects that were passed, or new ndarrays; dweight is None without a weight.
+        The objects passed, or new ndarrays; dweight is None without a weight.
 
     Raises
     ------
     TypeError
-        If an array is not native float32, is masked, or is none; or a number is none.
+        If an array is not native float32, is masked, or is no array; or a number is not one.
     ValueError
         If a shape does not fit or has no axis, eps is negative or NaN, an output is read-only or
-        shares memory with the other, `dweight` comes without `weight`, or `accumulate` without a
-        buffer to add to or with another name. After a refusal every array is as it was.
+        shares memory with the other, `dweight` comes without `weight`, or `accumulate` is another
+        name or has nothing to add to. After an error every array is unchanged.
 
     Notes
     -----
     Beside its own rounding, dx is within 2e-6 of its row's largest element, plus
-    ``(n + 512) / 2**56`` of the row's largest ``|g| / rms``, which float64 itself leaves where dx
-    cancels to next to nothing of it (docs/numerics.md); dweight is within 1e-6 of the sum of
+    ``(n + 512) / 2**56`` of the row's largest ``|g| / rms``: float64's own error, which counts only
+    if dx cancels to almost nothing (docs/numerics.md). dweight is within 1e-6 of the sum of
     ``|dy * xhat|``, and its order of summation depends on the number of rows alone.
 
-    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements, or of 8 rows for each thread
-    where that is more. Some rows of `dx` are then done, the others and `dweight` are as they were.
+    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements, or of a 64th of the rows (32
+    at least) for each thread if that is more. Some rows of `dx` are then done, the others and
+    `dweight` are unchanged.
 
     Examples
     --------
@@ -175,19 +176,19 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
 
     Returns
     -------
-    out, the very object that was passed, or a new C-contiguous ndarray.
+    The object passed as `out`, or a new C-contiguous ndarray.
 
     Raises
     ------
     TypeError
-        If an array is not native float32, is masked, or is none; or a number is none.
+        If an array is not native float32, is masked, or is no array; or a number is not one.
     ValueError
         If a shape does not fit or has no axis, eps is negative or NaN, an output is read-only, or
-        `out` shares memory with `residual`. After a refusal every array is as it was.
+        `out` shares memory with `residual`. After an error every array is unchanged.
 
     Notes
     -----
-    Ctrl-C ends a call as it ends `rms_norm`: the first rows of both outputs are done.
+    Ctrl-C acts as in `rms_norm`: the first rows of both outputs are done.
 
     Examples
     --------
@@ -242,25 +243,25 @@ def residual_add(x, residual, scale=1.0):
         A layer's output. Only read.
     residual : float32 array, shape of x
         The stream, added to in place. With scale 1 the result is bit for bit `numpy.add`'s; with
-        another scale the product and the sum are taken in float64, and that is rounded.
+        another scale it is computed in float64, and rounded once.
     scale : float
         A factor for `x`.
 
     Returns
     -------
-    residual, the very object that was passed.
+    The object passed as `residual`.
 
     Raises
     ------
     TypeError
-        If an array is not native float32, is masked, or is none; or a number is none.
+        If an array is not native float32, is masked, or is no array; or a number is not one.
     ValueError
-        If the shapes differ, one has no axis, or `residual` is read-only. After a refusal every
-        array is as it was.
+        If the shapes differ, have no axis, or `residual` is read-only. After an error every array
+        is unchanged.
 
     Notes
     -----
-    Ctrl-C ends a call as it ends `rms_norm`: the first rows of `residual` are done.
+    Ctrl-C acts as in `rms_norm`: the first rows of `residual` are done.
 
     Examples
     --------

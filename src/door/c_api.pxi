@@ -6,17 +6,9 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport memset
 
 from fastrms cimport (
-    FASTRMS_API_VERSION,
-    FASTRMS_BAD_EPS,
-    FASTRMS_BAD_FLAG,
-    FASTRMS_BAD_POINTER,
-    FASTRMS_BAD_SCRATCH,
-    FASTRMS_BAD_SIZE,
-    FASTRMS_BAD_STRIDE,
-    FASTRMS_DWEIGHT,
-    FASTRMS_DX,
-    FASTRMS_OK,
-    fastrms_functions,
+    FASTRMS_API_VERSION, FASTRMS_BAD_EPS, FASTRMS_BAD_FLAG, FASTRMS_BAD_POINTER,
+    FASTRMS_BAD_SCRATCH, FASTRMS_BAD_SIZE, FASTRMS_BAD_STRIDE, FASTRMS_DWEIGHT, FASTRMS_DX,
+    FASTRMS_OK, fastrms_functions,
 )
 from kernels.job cimport Job, rows_kernel
 

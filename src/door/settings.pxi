@@ -5,9 +5,7 @@ from importlib import import_module
 from cpython.exc cimport PyErr_WarnEx
 
 from machine.compiler cimport COMPILER
-from schedule.pool cimport (
-    POOL_EXISTS, POOL_MOST, POOL_SYSTEM, relaxed_store, wanted_threads,
-)
+from schedule.pool cimport POOL_EXISTS, POOL_MOST, POOL_SYSTEM, relaxed_store, wanted_threads
 
 MOST_THREADS = POOL_MOST
 

@@ -8,7 +8,7 @@ from kernels.job cimport Axis, Job, rows_kernel
 
 
 def sum_squares(x, *, out=None):
-    """Sum the squares of each row: the very sum that `rms_norm` takes, over the whole range.
+    """Sum the squares of each row, in the order and with the bits of `rms_norm`.
 
     ``sum(x**2)``, over the last axis.
 
@@ -21,15 +21,15 @@ def sum_squares(x, *, out=None):
 
     Returns
     -------
-    out, the very object that was passed, or a new float64 ndarray.
+    The object passed as `out`, or a new float64 ndarray.
 
     Raises
     ------
     TypeError
         If `x` is not native float32 or `out` is not native float64, or one of them is masked.
     ValueError
-        If the shapes do not fit or have no axis, or `out` is read-only. After a refusal every
-        array is as it was.
+        If the shapes do not fit or have no axis, or `out` is read-only. After an error every
+        array is unchanged.
 
     Notes
     -----
@@ -51,7 +51,7 @@ def sum_squares(x, *, out=None):
 
 
 def sum_products(dy, x, weight=None, *, weight_offset=0.0, out=None):
-    """Sum each row's products of gradient and input: what backward needs of a split row.
+    """Sum the products of gradient and input over each row, for the backward of a split row.
 
     ``sum(dy * (weight_offset + weight) * x)``, over the last axis, in float64.
 
@@ -68,16 +68,16 @@ def sum_products(dy, x, weight=None, *, weight_offset=0.0, out=None):
 
     Returns
     -------
-    out, the very object that was passed, or a new float64 ndarray.
+    The object passed as `out`, or a new float64 ndarray.
 
     Raises
     ------
     TypeError
         If `dy`, `x` or `weight` is not native float32 or `out` is not native float64, or one of
-        them is masked; or weight_offset is no number.
+        them is masked; or weight_offset is not a number.
     ValueError
-        If the shapes do not fit or have no axis, or `out` is read-only. After a refusal every
-        array is as it was.
+        If the shapes do not fit or have no axis, or `out` is read-only. After an error every
+        array is unchanged.
 
     Examples
     --------
@@ -106,7 +106,7 @@ def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0,
     x : float32 array, shape (..., n)
         Some columns of a longer array. Any strides. Only read, unless it is also `out`.
     sum_squares : float64 array, shape x.shape[:-1]
-        The squares of each whole row, as `sum_squares` gives them, added up. Only read.
+        The sum of squares of each whole row: those of its parts, added up. Only read.
     size : int
         The length of the whole row, at least n and below 2**40.
     weight : float32 array, shape (n,), optional
@@ -116,21 +116,21 @@ def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0,
 
     Returns
     -------
-    out, the very object that was passed, or a new C-contiguous ndarray.
+    The object passed as `out`, or a new C-contiguous ndarray.
 
     Raises
     ------
     TypeError
-        If an array is not of its dtype, native, or is masked; if size is no integer, or eps or
-        weight_offset no number.
+        If an array is not native or has another dtype, or is masked; if size is not an integer, or
+        eps or weight_offset not a number.
     ValueError
         If a shape does not fit or has no axis, size is out of range, eps is negative or NaN, or
-        `out` is read-only. After a refusal every array is as it was.
+        `out` is read-only. After an error every array is unchanged.
 
     Notes
     -----
-    ``rms_scale(x, sum_squares(x), n, weight)`` has the bits of ``rms_norm(x, weight)``. Ctrl-C ends
-    a call as it ends `rms_norm`.
+    ``rms_scale(x, sum_squares(x), n, weight)`` has the bits of ``rms_norm(x, weight)``. Ctrl-C
+    acts as in `rms_norm`.
 
     Examples
     --------
@@ -154,7 +154,7 @@ def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=
     Parameters
     ----------
     dy, x : float32 arrays, shape (..., n)
-        Some columns of the gradient of the output, and of the input. Only read, unless `dx`.
+        Some columns of the gradient of the output, and of the input. Only read, unless also `dx`.
     sum_squares, sum_products : float64 arrays, shape x.shape[:-1]
         The sums over each whole row, of `sum_squares` and `sum_products`. Only read.
     size : int
@@ -165,17 +165,17 @@ def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=
     Returns
     -------
     dx, dweight
-        The objects that were passed, or new ndarrays; dweight is None without a weight.
+        The objects passed, or new ndarrays; dweight is None without a weight.
 
     Raises
     ------
     TypeError, ValueError
-        As `rms_norm_backward` and `rms_scale`. After a refusal every array is as it was.
+        As `rms_norm_backward` and `rms_scale`. After an error every array is unchanged.
 
     Notes
     -----
-    In float64, rounded once, not always with the bits of `rms_norm_backward`, but within the same
-    bounds. Ctrl-C ends a call as it ends that.
+    Computed in float64 and rounded once: within the bounds of `rms_norm_backward`, but not always
+    with its bits. Ctrl-C acts as in that function.
 
     Examples
     --------

@@ -8,9 +8,7 @@
 from libc.math cimport sqrt
 from libc.string cimport memset
 
-from kernels.job cimport (
-    ACCUMULATE, FETCH, STORE, STREAM, GradientSums, Job, Store,
-)
+from kernels.job cimport ACCUMULATE, FETCH, STORE, STREAM, GradientSums, Job, Store
 from kernels.simd cimport (
     VEC, WIDE, load, load_wide, narrow, splat, splat_wide, store, store_wide, stream, stream_fence,
     vec, wide, widen,

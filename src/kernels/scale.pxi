@@ -80,30 +80,23 @@ cdef void invert(double* inv_rms, const double* squares, const Job* job) noexcep
             load_wide(squares + WIDE * k) * splat_wide(job.inv_n) + splat_wide(job.eps)))
 
 
-cdef struct Scale:      # the factors of a row
-    float inv_rms       # times LIFT if LIFTED
-    const float* weight
-
-
-cdef inline void scale_vector(float* y, const float* x, const float* ahead, const Scale* by,
-                              Py_ssize_t i, Py_ssize_t count, Path path,
+cdef inline void scale_vector(float* y, const float* x, const float* ahead, float inv_rms,
+                              const float* weight, Py_ssize_t i, Py_ssize_t count, Path path,
                               Store mode) noexcept nogil:
-    """Scale at most VEC elements from i on.
+    """Scale at most VEC elements from i on. inv_rms is times LIFT if LIFTED.
 
     Error: 1 u for inv_rms, 1 u a product; LIFT and LOWER change no bits. With an offset
     weight / rms + 1 / rms is rounded once, however much of the sum cancels: 1 u too.
     """
-    cdef vec value = take_vec(x + i, count), weight, inv_rms = splat(by.inv_rms)
+    cdef vec value = take_vec(x + i, count), inv = splat(inv_rms)
     if path == UNWEIGHTED:
-        value = value * inv_rms
+        value = value * inv
+    elif path == OFFSET:
+        value = value * multiply_add(take_vec(weight + i, count), inv, inv)
     else:
-        weight = take_vec(by.weight + i, count)
-        if path == OFFSET:
-            value = value * multiply_add(weight, inv_rms, inv_rms)
-        elif path == LIFTED:
-            value = value * inv_rms * weight * splat(LOWER)
-        else:
-            value = value * inv_rms * weight
+        value = value * inv * take_vec(weight + i, count)
+    if path == LIFTED:
+        value = value * splat(LOWER)
     if mode == STREAM:
         stream(y + i, value)
         prefetch(ahead + i)
@@ -115,17 +108,18 @@ cdef inline void scale_vector(float* y, const float* x, const float* ahead, cons
         prefetch_write(y + i + DISTANCE)
 
 
-cdef inline void scale_edge(float* y, const float* x, const Scale* by, Py_ssize_t i, Py_ssize_t end,
-                            Path path, bint accumulate) noexcept nogil:
+cdef inline void scale_edge(float* y, const float* x, float inv_rms, const float* weight,
+                            Py_ssize_t i, Py_ssize_t end, Path path,
+                            bint accumulate) noexcept nogil:
     """Scale the floats [i, end) of a row, before or after its whole vectors or lines."""
     while i < end:
-        scale_vector(y, x, x, by, i, min(<Py_ssize_t>VEC, end - i), path,
+        scale_vector(y, x, x, inv_rms, weight, i, min(<Py_ssize_t>VEC, end - i), path,
                      ACCUMULATE if accumulate else STORE)
         i += VEC
 
 
-cdef inline void scale_row(float* y, const float* x, const Scale* by, Py_ssize_t n,
-                           const float* ahead, Path path, Store mode) noexcept nogil:
+cdef inline void scale_row(float* y, const float* x, float inv_rms, const float* weight,
+                           Py_ssize_t n, const float* ahead, Path path, Store mode) noexcept nogil:
     """Scale a row. y (n,) OUT, or IN-OUT to ACCUMULATE; x (n,) IN; ahead (n,) is the row that is
     prefetched while this one is streamed.
 
@@ -136,16 +130,16 @@ cdef inline void scale_row(float* y, const float* x, const Scale* by, Py_ssize_t
     cdef Py_ssize_t i = 0, k, end
     if n >= 256 or mode == STREAM:
         i = min(<Py_ssize_t>floats_to_line(y), n)
-        scale_edge(y, x, by, 0, i, path, mode == ACCUMULATE)
+        scale_edge(y, x, inv_rms, weight, 0, i, path, mode == ACCUMULATE)
     end = i + (n - i) // LINE * LINE if mode == STREAM else n
     while i + LANES <= end:
         for k in range(LANES // VEC):
-            scale_vector(y, x, ahead, by, i, VEC, path, mode)
+            scale_vector(y, x, ahead, inv_rms, weight, i, VEC, path, mode)
             i += VEC
     while i + VEC <= end:
-        scale_vector(y, x, ahead, by, i, VEC, path, mode)
+        scale_vector(y, x, ahead, inv_rms, weight, i, VEC, path, mode)
         i += VEC
-    scale_edge(y, x, by, i, n, path, mode == ACCUMULATE)
+    scale_edge(y, x, inv_rms, weight, i, n, path, mode == ACCUMULATE)
 
 
 cdef inline void scale_for_store(float* y, const float* x, Py_ssize_t x_stride,
@@ -153,13 +147,12 @@ cdef inline void scale_for_store(float* y, const float* x, Py_ssize_t x_stride,
                                  const Job* job, Path path, Store mode) noexcept nogil:
     """Scale the rows of a batch: in float32 if it holds 1 / rms, else in float64."""
     cdef Py_ssize_t row
-    cdef Scale by
+    cdef float inv
     cdef double least = SMALL_INV_OFFSET if path == OFFSET else SMALL_INV
-    by.weight = job.weight
     for row in range(rows):
         if least <= inv_rms[row] <= LARGE_INV:
-            by.inv_rms = <float>inv_rms[row] * LIFT if path == LIFTED else <float>inv_rms[row]
-            scale_row(y, x, &by, job.n, ahead, path, mode)
+            inv = <float>inv_rms[row] * LIFT if path == LIFTED else <float>inv_rms[row]
+            scale_row(y, x, inv, job.weight, job.n, ahead, path, mode)
         else:
             scale_row_wide(y, x, inv_rms[row], job)
         y += job.y_stride

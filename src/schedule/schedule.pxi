@@ -169,17 +169,22 @@ cdef inline bint start_job(rows_kernel kernel, Job* job, float* dweight,
     return done
 
 
-cdef int run(rows_kernel kernel, Job* job, float* dweight, bint accumulate) except -1:
+cdef inline int run(rows_kernel kernel, Job* job, float* dweight, bint accumulate) except -1:
     """Run a kernel over all rows, from Python. dweight (n,) OUT, or IN-OUT to accumulate, or NULL.
 
-    The GIL is released where that is worth its cost, and Ctrl-C is checked for.
+    The GIL is released if that is worth its cost, and Ctrl-C is checked for.
     """
-    cdef Plan plan
-    cdef Py_ssize_t slots, each
-    cdef double* scratch = NULL
     if start_job(kernel, job, dweight, accumulate):
         return 0
-    plan = make_plan(kernel, job, dweight != NULL, threads_for(job.rows * job.n))
+    return run_in_blocks(kernel, job, dweight, accumulate)
+
+
+cdef int run_in_blocks(rows_kernel kernel, const Job* job, float* dweight,
+                       bint accumulate) except -1:
+    """Cut a started job into blocks and run them, dweight's sums in scratch of its own."""
+    cdef Plan plan = make_plan(kernel, job, dweight != NULL, threads_for(job.rows * job.n))
+    cdef Py_ssize_t slots, each
+    cdef double* scratch = NULL
     if dweight != NULL:
         slots = 1 if plan.threads == 1 else min(plan.piece, plan.blocks)
         each = scratch_bytes(&plan, slots)

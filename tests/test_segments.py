@@ -11,12 +11,12 @@ from fastrms import _core, reference
 from .signatures import CALLS, FUNCTIONS, MATRICES, OUTPUTS
 
 N = 33
-# Layout -> the shape of the memory, and its view. Runs of 2 to 13 rows cut the groups of 8 rows
+# Layout -> the shape of the memory, and its view. Segments of 2 to 13 rows cut the groups of 8 rows
 # in which backward sums dweight, and its blocks of 32.
 WRITABLE = {
     "one of a fused qkv": ((29, 3, 5, N), lambda m: m[:, 1]),
-    "long runs": ((9, 2, 13, N), lambda m: m[:, 0]),
-    "runs of two": ((40, 3, N), lambda m: m[:, :2]),
+    "long segments": ((9, 2, 13, N), lambda m: m[:, 0]),
+    "segments of two": ((40, 3, N), lambda m: m[:, :2]),
     "columns of a fused qkv": ((70, 6 * N), lambda m: m.reshape(70, 6, N)[:, 2:4]),
     "tokens and heads swapped": ((11, 7, N), lambda m: m.swapaxes(0, 1)),
     "three axes turned": ((3, 5, 7, N), lambda m: m.transpose(1, 2, 0, 3)),
