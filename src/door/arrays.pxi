@@ -120,8 +120,6 @@ cdef tuple shape_of(cnp.ndarray array):
     return (<object>array).shape
 
 
-# ---- new arrays -------------------------------------------------------------------------------
-
 cdef inline cnp.ndarray new_like(cnp.ndarray array):
     return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array), cnp.NPY_FLOAT, 0)
 

@@ -14,6 +14,7 @@ from kernels.job cimport Job, rows_kernel
 
 # rows * n is at most this, and its bytes 2**63.
 cdef Py_ssize_t MOST_FLOATS = <Py_ssize_t>1 << 61
+cdef Py_ssize_t MOST_FACTOR = 3     # floats that place_factor takes at most, for each column
 
 
 cdef inline int bad_pointer(const void* data, size_t alignment) noexcept nogil:

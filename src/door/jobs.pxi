@@ -10,9 +10,6 @@ from libc.string cimport memcpy
 from fastrms cimport FASTRMS_DWEIGHT, FASTRMS_DX
 from kernels.job cimport STORE, Axis, Job
 
-cdef enum:
-    MOST_FACTOR = 3     # floats of room that place_factor may take for each element of a row
-
 
 cdef inline int take_accumulate(object value, bint by_name) except -1:
     """Parse `accumulate` into flags. by_name: also accept "dx" and "dweight"."""

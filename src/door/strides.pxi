@@ -47,17 +47,12 @@ cdef bint rows_are_disjoint(cnp.ndarray array) noexcept:
 
 
 cdef inline int write_back(cnp.ndarray target, cnp.ndarray rows) except -1:
-    """Copy rows that rows_of made back into their array.
-
-    Not NumPy's WRITEBACKIFCOPY: a call that ends early only drops this copy, and an array that
-    came with that flag (an operand of np.nditer) keeps it.
-    """
+    """Copy rows that rows_of made back into their array. Not by NumPy's WRITEBACKIFCOPY: a call
+    that ends early drops this copy, and an operand of np.nditer keeps its own flag."""
     if rows is not target:
         cnp.PyArray_CopyAnyInto(target, rows)
     return 0
 
-
-# ---- leading axes -----------------------------------------------------------------------------
 
 cdef inline void set_pointers(Job* job, Axis* axes, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y,
                               cnp.ndarray residual, cnp.ndarray dx) noexcept:

@@ -124,8 +124,7 @@ cdef inline void scale_row(float* y, const float* x, float inv_rms, const float*
     prefetched while this one is streamed.
 
     Peel the first floats so that stores to y are line-aligned: NumPy's large arrays start 16 bytes
-    past a line, and stores (mostly loads too) that straddle two lines take 1.2 to 1.5 times as long
-    in cache, on an Intel Xeon with AVX-512.
+    past a line, and straddling stores take 1.2 to 1.5 times as long (Intel Xeon with AVX-512).
     """
     cdef Py_ssize_t i = 0, k, end
     if n >= 256 or mode == STREAM:

@@ -102,8 +102,7 @@ static inline void narrow(float *to, wide value) {
 #endif
 }
 
-/* Round two wides to a vec, for multiply_add. */
-#if VEC > 1
+#if VEC > 1  /* round two wides to a vec, for multiply_add */
 static inline vec narrow_both(wide first, wide second) {
 #if defined(__SSE2__) && VEC == 4
     return (vec)_mm_movelh_ps(_mm_cvtpd_ps((__m128d)first), _mm_cvtpd_ps((__m128d)second));

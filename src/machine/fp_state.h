@@ -1,9 +1,8 @@
 /* The floating-point state of a thread: rounding mode, flush-to-zero, traps, sticky flags. Another
- * library may have changed it (GCC 12 links code into any -ffast-math object that flushes to zero
- * from its loading on), and a new thread inherits it. Kernels run between default_fp_state and
- * restore_fp_state, called through a pointer, because the compiler may move the arithmetic of an
- * inlined function past them. The common case, a default state whose inexact flag is already set,
- * costs two reads and two compares.
+ * library may have changed it (any -ffast-math object that GCC 12 links flushes to zero from its
+ * loading on), and a new thread inherits it. Kernels run between default_fp_state and
+ * restore_fp_state, called through a pointer: the compiler may move inlined arithmetic past them. In
+ * the common case, a default state with the inexact flag set, that is two reads and two compares.
  */
 #pragma once
 

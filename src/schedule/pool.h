@@ -38,10 +38,8 @@ typedef void (*pool_item)(const void *call, long item);
 #endif
 
 /* How often an idle worker polls for another call before it sleeps, some 20 us. A call that follows
- * soon finds it awake; waking it takes 25 to 40 us. (With five times as many polls, a matmul of 0.14 ms
- * between the calls took 0.1 ms longer. With sched_yield between polls, the worker starved behind a
- * thread of OpenBLAS that yields too.)
- */
+ * soon finds it awake; waking it takes 25 to 40 us. Five times as many polls made a matmul of 0.14 ms
+ * between the calls take 0.1 ms longer; with sched_yield between polls, the worker starved. */
 #define POOL_POLLS 2000
 /* A call follows another if it begins less than POOL_GAP ns after that one's end. After POOL_STREAK
  * such calls, the next one is expected to follow too. */

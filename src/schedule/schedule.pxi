@@ -148,8 +148,6 @@ cdef int run_plan(const Plan* plan) except -1:
     return 0
 
 
-# ---- from Python and from C -------------------------------------------------------------------
-
 cdef inline bint start_job(rows_kernel kernel, Job* job, float* dweight,
                            bint accumulate) noexcept nogil:
     """Start a job, and finish it if it is too small for blocks. Return whether it is finished."""

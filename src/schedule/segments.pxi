@@ -3,9 +3,8 @@
 
 from kernels.job cimport Axis, GradientSums, Job, rows_kernel
 
-# dweight adds rows in float32 in groups of this many; a group may span segments.
 cdef enum:
-    GROUP = 8
+    GROUP = 8   # rows whose dweight is summed in float32; a group may span segments
 
 
 cdef Py_ssize_t job_at_row(Job* here, const Job* job, Py_ssize_t row) noexcept nogil:
