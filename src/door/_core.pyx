@@ -82,9 +82,8 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, accumulat
     At most 3 ulp from the exact result (2 without weight) over the whole float32 range. A row
     gives the same bits whatever the batch, threads, strides or CPU.
 
-    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements, or of a row for each thread if
-    that is more. The first rows of `out` are then done, the others unchanged (all of them, if its
-    layout needed a copy).
+    Ctrl-C raises KeyboardInterrupt within 2**24 elements, or one row for each thread if that is
+    more. The first rows of `out` are then done; none are, if its layout needed a copy.
 
     Examples
     --------
@@ -143,8 +142,8 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     if dx cancels to almost nothing (docs/numerics.md). dweight is within 1e-6 of the sum of
     ``|dy * xhat|``, and its order of summation depends on the number of rows alone.
 
-    Ctrl-C raises KeyboardInterrupt between pieces of 2**24 elements, or of a 64th of the rows (32
-    at least) for each thread if that is more. Some rows of `dx` are then done, the others and
+    Ctrl-C raises KeyboardInterrupt within 2**24 elements, or a 64th of the rows (32 at least) for
+    each thread if that is more. Some rows of `dx` are then done, the others and
     `dweight` are unchanged.
 
     Examples

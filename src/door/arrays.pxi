@@ -5,7 +5,7 @@ import numpy as np
 
 cimport numpy as cnp
 
-# No message may advise to pass a copy for these: the result would be lost with it.
+# Messages never advise a copy of these: the result would be lost with it.
 cdef frozenset WRITTEN = frozenset(("residual", "out", "dx", "dweight"))
 
 
@@ -80,7 +80,7 @@ cdef int refuse_array(cnp.ndarray array, str name, bint output) except -1:
     if array is None:
         raise TypeError(no_array(None, name))
     if cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT or cnp.PyArray_ISBYTESWAPPED(array):
-        # A converted output would take the result along when it is dropped after the call.
+        # out.astype(...) would be a temporary, and the result lost with it.
         raise TypeError(f"{name} must be native float32, got {array.dtype.str!r} ({array.dtype}); "
                         + ("it is written, so allocate it as float32, and keep it" if output
                            else f"convert it first: {name}.astype(np.float32)"))

@@ -16,7 +16,7 @@ from door.python cimport PyFloat_AsDouble
 from kernels.job cimport Job
 
 cdef int64_t INFINITY_BITS = 0x7ff0000000000000
-# No row is longer: x / rms * LIFT * LIFTED_WEIGHT (scale.pxi) stays in float32's range below it.
+# The longest row: up to it x / rms * LIFT * LIFTED_WEIGHT (scale.pxi) cannot overflow float32.
 cdef Py_ssize_t MOST_SIZE = <Py_ssize_t>1 << 40
 
 

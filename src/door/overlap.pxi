@@ -49,8 +49,8 @@ cdef Bounds strided_bounds(cnp.ndarray array) noexcept:
 
 cdef inline bint may_overlap(cnp.ndarray output, cnp.ndarray x, cnp.ndarray dy=None,
                              cnp.ndarray a=None, cnp.ndarray b=None, cnp.ndarray c=None) noexcept:
-    """Return whether the bounds of an output meet those of another array; each may be None, and x
-    and dy the output itself. Only if bounds meet are the arrays compared one by one.
+    """Return whether the bounds of an output meet those of another array: the cheap first test.
+    Each of the others may be None, and x and dy the output itself.
     """
     cdef Bounds written = bounds_of(output)
     cdef Bounds[5] other

@@ -194,21 +194,21 @@ cdef cnp.ndarray sums_of_rows(Job* job, rows_kernel kernel, double** sums, cnp.n
                               cnp.ndarray dy, cnp.ndarray w, cnp.ndarray target):
     """Run a kernel that computes one sum a row; return the sums, in `target` or a new array."""
     cdef Axis[MOST_AXES] axes
-    cdef cnp.ndarray rows, x_rows, dy_rows
+    cdef cnp.ndarray row_sums, x_rows, dy_rows
     if w is not None:
         check_vector(w, "weight", job.n)
     if target is not None:
         check_sums(target, "out", x, output=True)
     # Always new: `out` may be anywhere, in any order, and sums are few.
-    rows = cnp.PyArray_ZEROS(cnp.PyArray_NDIM(x) - 1, cnp.PyArray_DIMS(x), cnp.NPY_DOUBLE, 0)
+    row_sums = cnp.PyArray_ZEROS(cnp.PyArray_NDIM(x) - 1, cnp.PyArray_DIMS(x), cnp.NPY_DOUBLE, 0)
     if w is not None:
         w = rows_of(w)
         job.weight = <const float*>cnp.PyArray_DATA(w)
     x_rows, dy_rows = rows_of(x), None if dy is None else rows_of(dy)
     set_pointers(job, axes, x_rows, dy_rows, None, None, None)
-    sums[0] = <double*>cnp.PyArray_DATA(rows)
+    sums[0] = <double*>cnp.PyArray_DATA(row_sums)
     run(kernel, job, NULL, False)
     if target is None:
-        return rows
-    write_back(target, rows)
+        return row_sums
+    write_back(target, row_sums)
     return target

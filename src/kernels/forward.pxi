@@ -1,6 +1,6 @@
-# Forward, and add + forward: the sums of squares of a batch of rows, then a second pass that scales
-# each of them in cache. A row that is split over machines comes with its sum of squares. How a row
-# is computed depends on its own values, weight and eps, never on the rows beside it.
+# Forward, and add + forward: phase one sums the squares of a batch of rows, phase two scales each
+# of them in cache. A split row comes with its sum of squares. How a row is computed depends on its
+# own values, weight and eps, never on the rows beside it.
 
 from libc.string cimport memcpy, memset
 

@@ -48,7 +48,7 @@ ctypedef struct Job:
     double eps
     double weight_offset
     double scale
-    Path path               # forward's; backward has PLAIN, or BY_FLOAT64 for a large factor
+    Path path               # backward tests it for BY_FLOAT64 only
     # How the job uses this machine's caches. No bit depends on it, except ACCUMULATE.
     Store store
     Py_ssize_t ahead        # to STREAM: distance in rows to the row that is prefetched

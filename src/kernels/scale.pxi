@@ -1,4 +1,4 @@
-# The second pass of forward: y = x * inv_rms * weight, on the path that the weight needs.
+# Forward, phase two: y = x * inv_rms * weight, on the path that the weight needs.
 
 from libc.math cimport INFINITY, fabs
 

@@ -1,7 +1,7 @@
 /* The floating-point state of a thread: rounding mode, flush-to-zero, traps, sticky flags. Another
  * library may have changed it (any -ffast-math object that GCC 12 links flushes to zero from its
  * loading on), and a new thread inherits it. Kernels run between default_fp_state and
- * restore_fp_state, called through a pointer: the compiler may move inlined arithmetic past them. In
+ * restore_fp_state, called through a pointer, since inlined arithmetic may move past these. In
  * the common case, a default state with the inexact flag set, that is two reads and two compares.
  */
 #pragma once

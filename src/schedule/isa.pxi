@@ -49,7 +49,7 @@ def use_isa(isa):
     available = available_isas()
     if isa not in available:
         if isa not in ISA_MODULES:
-            why = "is no instruction set that fastrms knows"
+            why = "is no instruction set of fastrms"
         elif find_spec(f"fastrms.{ISA_MODULES[isa]}") is None:
             why = "was not compiled into this build"
         else:

@@ -11,10 +11,10 @@ from kernels.job cimport GradientSums, Job, rows_kernel
 from machine.fp_state cimport default_fp_state, fp_state, restore_fp_state
 from schedule.pool cimport pool_run
 
-# A piece has this many elements, or one block for each thread.
+# Elements in a piece, or one block for each thread if that is more.
 cdef Py_ssize_t PIECE = 1 << 24
-cdef Py_ssize_t MOST_BLOCKS = 64    # with dweight, of which each takes n doubles, ...
-cdef Py_ssize_t LEAST_BLOCK = 32    # ... and the rows of such a block, at least
+cdef Py_ssize_t MOST_BLOCKS = 64    # blocks with dweight: each needs a sum of n doubles
+cdef Py_ssize_t LEAST_BLOCK = 32    # rows in one of these, at least
 # Without dweight, each thread's rows are this many blocks: a fast thread takes some from a slow
 # one.
 cdef int BLOCKS_A_THREAD = 4
@@ -27,8 +27,8 @@ cdef struct Plan:
     Py_ssize_t blocks
     Py_ssize_t piece        # blocks between two checks for Ctrl-C
     int threads
-    # All NULL without dweight. `width` elements a row: n, to the end of its last cache line.
-    Py_ssize_t width
+    Py_ssize_t width        # n, rounded up to whole cache lines
+    # NULL without dweight, of `width` elements a row.
     double* dweight         # (n,) IN-OUT: the sum of all blocks
     double* sums            # (slots, n), one for each block at work; dweight if there is but one
     float* groups           # (slots, n)

@@ -33,7 +33,7 @@ cdef Py_ssize_t job_at_row(Job* here, const Job* job, Py_ssize_t row) noexcept n
 
 cdef inline void run_rows(rows_kernel kernel, const Job* job, Py_ssize_t first, Py_ssize_t last,
                           const GradientSums* sums) noexcept nogil:
-    """Run a kernel over rows [first, last), which begin and end a group."""
+    """Run a kernel over rows [first, last). `first` begins a group, the last row ends one."""
     if job.axes == NULL:
         kernel(job, first, last, sums)
     else:
@@ -42,8 +42,8 @@ cdef inline void run_rows(rows_kernel kernel, const Job* job, Py_ssize_t first, 
 
 cdef void run_segments(rows_kernel kernel, const Job* job, Py_ssize_t first, Py_ssize_t last,
                        const GradientSums* sums) noexcept nogil:
-    """Run a kernel segment by segment. A group that spans segments is passed on open: `begins` and
-    `ends` tell the kernel."""
+    """Run a kernel segment by segment. A group may span segments: `begins` and `ends` say whether a
+    kernel's rows start or finish it."""
     cdef Job here
     cdef GradientSums open
     cdef Py_ssize_t count, begun, row = first

@@ -5,10 +5,9 @@ from schedule.pool cimport POOL_EXISTS, relaxed_load, thread_limit, wanted_threa
 
 # From this many elements on (some 3 us) a call releases the GIL.
 cdef Py_ssize_t RELEASE_GIL = 16384
-# From this many on, 16 x 4096, a call uses threads, each for at least half of them: calls in a
-# streak gain 1.5 times on two threads. From eight times as many on it wakes threads for a single
-# call, which costs some 40 us: 64 x 11008 takes 0.15 ms instead of 0.22. (Not
-# atomic: only measurements set it, before their calls.)
+# From this many elements on a call uses threads, each for at least half of them. From eight times
+# as many on it also wakes sleeping threads, which costs 40 us. Not atomic: only measurements set
+# it, before their calls.
 cdef Py_ssize_t parallel_from = 1 << 16
 
 cdef bint forked = False
