@@ -20,7 +20,8 @@ typedef void (*pool_item)(const void *call, long item);
  *     sleep_on      Sleep unless *word != value (checked atomically). Spurious wake-ups are possible.
  *     wake          Wake the thread that sleeps on `word`, which changed before; return whether the
  *                   system says that one did.
- *     start_thread  Run work(number), which never returns, on a new thread; return whether it could.
+ *     start_thread  Call begin(number) on a new thread; return whether there is one. begin is of type
+ *                   thread_result THREAD_CALL (*)(void *).
  *     yield_cpu, clock_ns, this_cpu (-1: unknown), leave_cpu
  */
 #if (defined(__GNUC__) || defined(__clang__)) && !defined(POOL_EXISTS)
@@ -143,9 +144,14 @@ static void pool_wake(int threads) {
     if (woken) yield_cpu();  /* to a worker on this CPU, which then leaves it */
 }
 
+static thread_result THREAD_CALL pool_thread(void *number) {
+    pool_worker((int)(intptr_t)number);
+    return 0;
+}
+
 /* Start workers up to this number, or as many as the system allows. */
 static void pool_grow(int workers) {
-    while (pool.workers < workers && start_thread(pool.workers + 1, pool_worker)) pool.workers++;
+    while (pool.workers < workers && start_thread(pool.workers + 1, pool_thread)) pool.workers++;
 }
 
 /* Wait until every worker has left: spin, yield, then sleep. A preempted worker may need this CPU, and

@@ -39,25 +39,20 @@ static int wake(int number, uint32_t *word) {
 }
 #endif
 
-static void (*thread_work)(int number);
-
-static void *begin_thread(void *number) {
-    thread_work((int)(intptr_t)number);
-    return NULL;
-}
+typedef void *thread_result;
+#define THREAD_CALL
 
 /* The thread blocks all signals except those of its own faults: blocked, they would end the process
  * without calling a handler (Python's faulthandler). */
-static int start_thread(int number, void (*work)(int number)) {
+static int start_thread(int number, thread_result (*begin)(void *)) {
     const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
     sigset_t blocked, before;
     pthread_t thread;
     int failed;
-    thread_work = work;
     sigfillset(&blocked);
     for (int k = 0; k < 4; k++) sigdelset(&blocked, faults[k]);
     pthread_sigmask(SIG_SETMASK, &blocked, &before);
-    failed = pthread_create(&thread, NULL, begin_thread, (void *)(intptr_t)number);
+    failed = pthread_create(&thread, NULL, begin, (void *)(intptr_t)number);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (!failed) pthread_detach(thread);
     return !failed;

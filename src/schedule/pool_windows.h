@@ -21,17 +21,11 @@ static int wake(int number, uint32_t *word) {
     return 0;
 }
 
-static void (*thread_work)(int number);
+typedef DWORD thread_result;
+#define THREAD_CALL WINAPI
 
-static DWORD WINAPI begin_thread(void *number) {
-    thread_work((int)(intptr_t)number);
-    return 0;
-}
-
-static int start_thread(int number, void (*work)(int number)) {
-    HANDLE thread;
-    thread_work = work;
-    thread = CreateThread(NULL, 0, begin_thread, (void *)(intptr_t)number, 0, NULL);
+static int start_thread(int number, thread_result (THREAD_CALL *begin)(void *)) {
+    HANDLE thread = CreateThread(NULL, 0, begin, (void *)(intptr_t)number, 0, NULL);
     return thread && CloseHandle(thread);
 }
 
