@@ -33,7 +33,7 @@ include "door/overlap.pxi"
 include "door/strides.pxi"
 # gives as_sums*, check_sums, sums_beside; uses arrays, overlap
 include "door/split_sums.pxi"
-# gives take_x, init_job, normed, gradients, place_factor;
+# gives take_x, init_job, normed, gradients;
 # uses isa, tuning, schedule, numbers, arrays, overlap, strides, split_sums
 include "door/jobs.pxi"
 # gives nothing; uses isa, schedule, numbers, arrays, strides, split_sums, jobs

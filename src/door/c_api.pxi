@@ -14,7 +14,6 @@ from kernels.job cimport Job, rows_kernel
 
 # rows * n is at most this, and its bytes 2**63.
 cdef Py_ssize_t MOST_FLOATS = <Py_ssize_t>1 << 61
-cdef Py_ssize_t MOST_FACTOR = 3     # floats that place_factor takes at most, for each column
 
 
 cdef inline int bad_pointer(const void* data, size_t alignment) noexcept nogil:
@@ -129,9 +128,6 @@ cdef int run_c_backward(Job* job, float* dweight, double* scratch, int accumulat
     cdef int error = check_gradients(job, dweight, scratch, accumulate)
     if error or job.n == 0:
         return error
-    if dweight != NULL:
-        place_factor(job, scratch)
-        scratch = scratch + MOST_FACTOR * whole_lines(job.n) // 2
     tune(job, 3, job.dx, job.dx_stride, accumulate & FASTRMS_DX != 0,
          job.dx == job.x or job.dx == job.dy)
     run_c(kernels.backward, job, dweight, accumulate & FASTRMS_DWEIGHT != 0, scratch, threads)
@@ -163,8 +159,7 @@ cdef size_t c_scratch_bytes(ptrdiff_t rows, ptrdiff_t n, int threads) noexcept n
     if init_c_job(&job, rows, n, n, 0.0, 0.0, threads):
         return 0
     plan = make_plan(NULL, &job, True, 1)
-    return plan.width * (MOST_FACTOR * sizeof(float)
-                         + scratch_bytes(&plan, 1 if threads == 1 else plan.blocks))
+    return plan.width * scratch_bytes(&plan, 1 if threads == 1 else plan.blocks)
 
 
 cdef int c_sum_squares(const float* x, ptrdiff_t x_stride, double* out,

@@ -4,8 +4,6 @@
 import numpy as np
 
 cimport numpy as cnp
-from libc.stdint cimport int64_t
-from libc.string cimport memcpy
 
 from fastrms cimport FASTRMS_DWEIGHT, FASTRMS_DX
 from kernels.job cimport STORE, Axis, Job
@@ -59,23 +57,8 @@ cdef inline void init_job(Job* job, Py_ssize_t rows, Py_ssize_t n) noexcept nogi
     job.store = STORE
     job.ahead = job.batch = 1
     job.squares = job.products = NULL
-    job.weight = job.factor32 = job.y = job.dx = NULL
-    job.factor = NULL
+    job.weight = job.y = job.dx = NULL
     job.axes = NULL
-
-
-cdef inline Py_ssize_t place_factor(Job* job, double* room) noexcept nogil:
-    """Point factor and factor32 into `room`: n doubles for more than one row, n floats with an
-    offset, each to the end of a cache line. Return how many doubles that is, also for NULL."""
-    cdef int64_t offset     # its bits: a comparison may raise a floating-point flag
-    cdef Py_ssize_t width = whole_lines(job.n), doubles = width if job.rows > 1 else 0
-    memcpy(&offset, &job.weight_offset, sizeof(offset))
-    job.factor32 = <float*>job.weight
-    if room != NULL and doubles > 0:
-        job.factor = room
-    if room != NULL and offset != 0:
-        job.factor32 = <float*>(room + doubles)
-    return doubles + (width // 2 if offset != 0 else 0)
 
 
 cdef object normed(object x, object weight, object eps, object weight_offset, object out,
@@ -126,11 +109,10 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     cdef Job job
     cdef Axis[MOST_AXES] axes
     cdef cnp.ndarray x_in, dy_in, w, dx_out, dweight_out, squares = None, products = None
-    cdef cnp.ndarray x_rows, dy_rows, dx_rows, dweight_row, room
+    cdef cnp.ndarray x_rows, dy_rows, dx_rows, dweight_row
     cdef object dx_result = dx, dweight_result = dweight
     cdef float* dweight_data = NULL
     cdef Py_ssize_t size = 0
-    cdef cnp.npy_intp doubles
     cdef int adds = take_accumulate(accumulate, True)
     cdef bint to_dx = adds & FASTRMS_DX and dx is not None
     cdef bint to_dweight = adds & FASTRMS_DWEIGHT and dweight is not None
@@ -180,10 +162,6 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
             dweight_out = dweight_result = new_like(w)
         dweight_row = rows_of(dweight_out, output=True)
         dweight_data = <float*>cnp.PyArray_DATA(dweight_row)
-        doubles = place_factor(&job, NULL)
-        if doubles > 0:
-            room = cnp.PyArray_EMPTY(1, &doubles, cnp.NPY_DOUBLE, 0)
-            place_factor(&job, <double*>cnp.PyArray_DATA(room))
     tune(&job, 3, job.dx, job.dx_stride, to_dx, job.dx == job.x or job.dx == job.dy)
     run(kernels.backward, &job, dweight_data, to_dweight)
     write_back(dx_out, dx_rows)

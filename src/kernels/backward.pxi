@@ -10,104 +10,128 @@ from libc.string cimport memset
 
 from kernels.job cimport ACCUMULATE, FETCH, STORE, STREAM, GradientSums, Job, Store
 from kernels.simd cimport (
-    VEC, WIDE, load, load_wide, narrow, splat, splat_wide, store, store_wide, stream, stream_fence,
-    vec, wide, widen,
+    VEC, WIDE, load, load_wide, narrow, root, splat, splat_wide, store, store_wide, stream,
+    stream_fence, vec, wide, widen,
 )
 from machine.caches cimport floats_to_line, prefetch, prefetch_write
 
 
-cdef enum Terms:    # of dweight: dy * x / rms
-    DROP            # there is no weight
-    ONE_ROW         # dweight is the terms of this row
-    GROUP           # add them to those of other rows, times LIFT_DY
-
-
-cdef void start_batch(Row* rows, const Job* job, Py_ssize_t first, Py_ssize_t count,
-                      Py_ssize_t last) noexcept nogil:
-    """Phase one of a batch. rows (count,) OUT."""
-    cdef RowSums[BATCH] sums
-    cdef double[BATCH] squares, inv_rms
-    cdef Py_ssize_t r, row, ahead
-    sum_batch(sums, job.dy + first * job.dy_stride, job.x + first * job.x_stride, count, job)
-    for r in range(BATCH):
-        squares[r] = sums[r].squares if r < count else 0
-    invert(inv_rms, squares, job)
+cdef void start_batch(Batch* batch, const Job* job, Py_ssize_t first,
+                      Py_ssize_t count) noexcept nogil:
+    """Phase one of a batch. batch OUT; its rows past `count` are computed, and unused."""
+    cdef wide inv_rms, mean, lift = splat_wide(1 if job.weight == NULL else LIFT_DY)
+    cdef Py_ssize_t r = 0
+    batch.first, batch.count = first, count
+    sum_batch(batch, job)
+    while r < count:
+        inv_rms = splat_wide(1) / root(
+            load_wide(batch.squares + r) * splat_wide(job.inv_n) + splat_wide(job.eps))
+        mean = load_wide(batch.products + r) * inv_rms * splat_wide(job.inv_n)
+        store_wide(batch.inv_rms + r, inv_rms)
+        store_wide(batch.mean + r, mean)
+        narrow(batch.inv32 + r, inv_rms * lift)
+        narrow(batch.slope32 + r, mean * inv_rms * inv_rms)
+        r += WIDE
     for r in range(count):
-        row = first + r
-        ahead = min(row + job.ahead, last - 1)
-        rows[r].x = job.x + row * job.x_stride
-        rows[r].dy = job.dy + row * job.dy_stride
-        rows[r].dx = job.dx + row * job.dx_stride
-        rows[r].x_ahead = job.x + ahead * job.x_stride
-        rows[r].dy_ahead = job.dy + ahead * job.dy_stride
-        rows[r].inv_rms = inv_rms[r]
-        rows[r].mean = sums[r].products * inv_rms[r] * job.inv_n
-        rows[r].inv32 = <float>inv_rms[r] if job.weight == NULL else <float>inv_rms[r] * LIFT_DY
-        rows[r].slope32 = <float>(rows[r].mean * inv_rms[r] * inv_rms[r])
-        rows[r].fits_float32 = fits_float32(&rows[r], &sums[r], job)
+        batch.fits_float32[r] = fits_float32(batch, r, job)
 
 
-cdef inline vec gradient(vec* terms, vec dy, vec x, vec factor, vec inv_rms, vec slope,
-                         Terms kind) noexcept nogil:
-    """Return a vector of dx, and add the terms of dweight."""
+cdef struct Row:
+    const float* dy
+    const float* x
+    float* dx
+    float inv32
+    float slope32
+    Py_ssize_t dy_ahead     # floats to the row that is prefetched, to STREAM
+    Py_ssize_t x_ahead
+
+
+cdef inline Row row_of(const Batch* batch, Py_ssize_t r, const Job* job) noexcept nogil:
+    cdef Row row
+    row.dy = job.dy + (batch.first + r) * job.dy_stride
+    row.x = job.x + (batch.first + r) * job.x_stride
+    row.dx = job.dx + (batch.first + r) * job.dx_stride
+    row.inv32, row.slope32 = batch.inv32[r], batch.slope32[r]
+    row.dy_ahead, row.x_ahead = job.ahead * job.dy_stride, job.ahead * job.x_stride
+    return row
+
+
+cdef struct Group:          # of 8 rows, whose terms of dweight are added in float32
+    float* terms            # (n,) IN-OUT, times LIFT_DY; NULL without a weight
+    bint begins             # the next row or pair overwrites terms
+    bint ends               # the next row or pair stores terms without LIFT_DY
+
+
+cdef inline vec gradient(vec* term, vec dy, vec x, vec factor, vec inv_rms, vec slope,
+                         bint weighted) noexcept nogil:
+    """Return a vector of dx, and its term of dweight. factor is times LOWER_DY."""
     dy = dy * inv_rms
-    if kind != DROP:
-        terms[0] = terms[0] + dy * x if kind == GROUP else dy * x * splat(LOWER_DY)
-        dy = dy * splat(LOWER_DY) * factor
+    if weighted:
+        term[0] = dy * x
+        dy = dy * factor
     return dy - x * slope
 
 
-cdef void gradient_edge(float* terms, const Row* row, Py_ssize_t i, Py_ssize_t end, const Job* job,
-                        Terms kind) noexcept nogil:
+cdef void gradient_edge(const Group* group, const Row* one, const Row* two, Py_ssize_t i,
+                        Py_ssize_t end, const Job* job, bint weighted, bint pair) noexcept nogil:
     """Phase two in float32 for the floats [i, end) before or after whole vectors or lines."""
-    cdef vec sum, factor = splat(0), value
-    cdef float[VEC] products
+    cdef vec factor = splat(0), value, term
+    cdef float[VEC] sums, terms
+    cdef const Row* row
     cdef Py_ssize_t count, k
+    cdef int number
     while i < end:
         count = min(<Py_ssize_t>VEC, end - i)
-        sum = splat(0)
-        if kind != DROP:
-            factor = take_vec(job.factor32 + i, count)
-        value = gradient(&sum, take_vec(row.dy + i, count), take_vec(row.x + i, count), factor,
-                         splat(row.inv32), splat(row.slope32), kind)
-        if job.store == ACCUMULATE:
-            value = take_vec(row.dx + i, count) + value
-        put_vec(row.dx + i, value, count)
-        if kind == ONE_ROW:
-            put_vec(terms + i, sum, count)
-        elif kind == GROUP:     # one by one: reloading partial stores stalls on store forwarding
-            store(products, sum)
+        if weighted:    # one by one: reloading partial stores stalls on store forwarding
+            factor = factor_vec(job, i, count) * splat(LOWER_DY)
             for k in range(count):
-                terms[i + k] = terms[i + k] + products[k]
+                sums[k] = 0 if group.begins else group.terms[i + k]
+        for number in range(1 + pair):
+            row = two if number else one
+            value = gradient(&term, take_vec(row.dy + i, count), take_vec(row.x + i, count),
+                             factor, splat(row.inv32), splat(row.slope32), weighted)
+            if job.store == ACCUMULATE:
+                value = take_vec(row.dx + i, count) + value
+            put_vec(row.dx + i, value, count)
+            if weighted:
+                store(terms, term)
+                for k in range(count):
+                    sums[k] = sums[k] + terms[k]
+        if weighted:
+            for k in range(count):
+                group.terms[i + k] = sums[k] * LOWER_DY if group.ends else sums[k]
         i += count
 
 
-cdef inline void gradient_vectors(float* terms, const Row* row, const Row* next, Py_ssize_t i,
-                                  Py_ssize_t end, const Job* job, Terms kind, Store mode,
+cdef inline void gradient_vectors(const Group* group, const Row* one, const Row* two, Py_ssize_t i,
+                                  Py_ssize_t end, const Job* job, bint weighted, Store mode,
                                   bint pair) noexcept nogil:
     """Phase two in float32 for whole vectors, [i, end) of a row or of a pair of rows.
 
-    A pair shares the loads of terms and weight, and the stores of terms. row.dx (n,) OUT, or IN-OUT
-    to ACCUMULATE; terms (n,) OUT, or IN-OUT for a GROUP.
+    A pair shares the loads of terms and weight, and the stores of terms. Both rows are loaded before
+    either is stored: rows a multiple of 4 KiB apart look alike to the store buffer. one.dx, two.dx
+    (n,) OUT, or IN-OUT to ACCUMULATE; group.terms (n,) OUT or IN-OUT.
     """
-    cdef vec sum = splat(0), factor = splat(0), value
-    cdef Row one = row[0], two = next[0]    # copies: no store through a pointer may alias them
-    cdef const float* weight = job.factor32
-    cdef vec inv_rms = splat(one.inv32), slope = splat(one.slope32)
-    cdef vec next_inv_rms = splat(two.inv32), next_slope = splat(two.slope32)
+    # Copies: no store through a pointer may alias them.
+    cdef Row a = one[0], b = two[0]
+    cdef Group sums = group[0]
+    cdef const float* weight = job.weight
+    cdef vec offset = splat(job.offset32), sum = splat(0), factor = splat(0)
+    cdef vec a_inv = splat(a.inv32), a_slope = splat(a.slope32), a_dy, a_x, a_term
+    cdef vec b_inv = splat(b.inv32), b_slope = splat(b.slope32), b_dy, b_x, b_term
     while i < end:
-        if kind != DROP:
-            factor = load(weight + i)
-        if kind == GROUP:
-            sum = load(terms + i)
-        value = gradient(&sum, load(one.dy + i), load(one.x + i), factor, inv_rms, slope, kind)
-        write(&one, i, value, mode)
+        if weighted:
+            factor = (load(weight + i) + offset) * splat(LOWER_DY)
+            sum = splat(0) if sums.begins else load(sums.terms + i)
+        a_dy, a_x = load(a.dy + i), load(a.x + i)
         if pair:
-            value = gradient(&sum, load(two.dy + i), load(two.x + i), factor, next_inv_rms,
-                             next_slope, kind)
-            write(&two, i, value, mode)
-        if kind != DROP:
-            store(terms + i, sum)
+            b_dy, b_x = load(b.dy + i), load(b.x + i)
+        write(&a, i, gradient(&a_term, a_dy, a_x, factor, a_inv, a_slope, weighted), mode)
+        if pair:
+            write(&b, i, gradient(&b_term, b_dy, b_x, factor, b_inv, b_slope, weighted), mode)
+        if weighted:
+            sum = sum + a_term + b_term if pair else sum + a_term
+            store(sums.terms + i, sum * splat(LOWER_DY) if sums.ends else sum)
         i += VEC
 
 
@@ -115,8 +139,8 @@ cdef inline void write(const Row* row, Py_ssize_t i, vec value, Store mode) noex
     """Write a vector of dx."""
     if mode == STREAM:
         stream(row.dx + i, value)
-        prefetch(row.dy_ahead + i)
-        prefetch(row.x_ahead + i)
+        prefetch(row.dy + row.dy_ahead + i)
+        prefetch(row.x + row.x_ahead + i)
     elif mode == ACCUMULATE:
         store(row.dx + i, load(row.dx + i) + value)
     else:
@@ -127,83 +151,90 @@ cdef inline void write(const Row* row, Py_ssize_t i, vec value, Store mode) noex
         prefetch(row.x + i + DISTANCE)
 
 
-cdef inline void gradient_row(float* terms, const Row* row, const Row* next, const Job* job,
-                              Terms kind, Store mode, bint pair) noexcept nogil:
+cdef inline void gradient_row(Group* group, const Batch* batch, Py_ssize_t r, const Job* job,
+                              bint weighted, Store mode, bint pair) noexcept nogil:
     """Phase two in float32 for a row or a pair; stores to the first are line-aligned."""
     cdef Py_ssize_t n = job.n, i = 0, end, step = LINE if mode == STREAM else VEC
+    cdef Row one = row_of(batch, r, job), two = row_of(batch, r + 1 if pair else r, job)
     if n >= 256 or mode == STREAM:
-        i = min(<Py_ssize_t>floats_to_line(row.dx), n)
+        i = min(<Py_ssize_t>floats_to_line(one.dx), n)
     end = i + (n - i) // step * step
     if i > 0:
-        gradient_edge(terms, row, 0, i, job, kind)
-        if pair:
-            gradient_edge(terms, next, 0, i, job, kind)
-    gradient_vectors(terms, row, next, i, end, job, kind, mode, pair)
+        gradient_edge(group, &one, &two, 0, i, job, weighted, pair)
+    gradient_vectors(group, &one, &two, i, end, job, weighted, mode, pair)
     if end < n:
-        gradient_edge(terms, row, end, n, job, kind)
-        if pair:
-            gradient_edge(terms, next, end, n, job, kind)
+        gradient_edge(group, &one, &two, end, n, job, weighted, pair)
+    group.begins = False
 
 
-cdef inline void gradient_for_store(float* terms, double* dweight, const Row* rows,
-                                    Py_ssize_t count, const Job* job, Terms kind,
-                                    Store mode) noexcept nogil:
+cdef inline void gradient_for_store(Group* group, double* dweight, const Batch* batch,
+                                    const Job* job, bint weighted, Store mode,
+                                    bint last) noexcept nogil:
     """Phase two of a batch: rows that fit float32 in pairs, the others in float64."""
     cdef Py_ssize_t r = 0
-    cdef bint pairs = kind == GROUP and (mode != STREAM or job.dx_stride % LINE == 0)
-    while r < count:
-        if not rows[r].fits_float32:
-            gradient_row_wide(dweight, &rows[r], job)
-        elif pairs and r + 1 < count and rows[r + 1].fits_float32:
-            gradient_row(terms, &rows[r], &rows[r + 1], job, kind, mode, True)
-            r += 1
+    cdef bint pair, pairs = mode != STREAM or job.dx_stride % LINE == 0
+    while r < batch.count:
+        pair = (pairs and r + 1 < batch.count
+                and batch.fits_float32[r] and batch.fits_float32[r + 1])
+        group.ends = last and r + pair == batch.count - 1
+        if not batch.fits_float32[r]:
+            gradient_row_wide(dweight, batch.first + r, job)
+        elif pair:
+            gradient_row(group, batch, r, job, weighted, mode, True)
         else:
-            gradient_row(terms, &rows[r], &rows[r], job, kind, mode, False)
-        r += 1
+            gradient_row(group, batch, r, job, weighted, mode, False)
+        r += 1 + pair
 
 
-cdef inline void gradient_for_terms(float* terms, double* dweight, const Row* rows,
-                                    Py_ssize_t count, const Job* job, Terms kind) noexcept nogil:
+cdef inline void gradient_for_weight(Group* group, double* dweight, const Batch* batch,
+                                     const Job* job, bint weighted, bint last) noexcept nogil:
     """Call gradient_for_store, compiled for each mode."""
     if job.store == STREAM:
-        gradient_for_store(terms, dweight, rows, count, job, kind, STREAM)
+        gradient_for_store(group, dweight, batch, job, weighted, STREAM, last)
     elif job.store == ACCUMULATE:
-        gradient_for_store(terms, dweight, rows, count, job, kind, ACCUMULATE)
+        gradient_for_store(group, dweight, batch, job, weighted, ACCUMULATE, last)
     elif job.store == FETCH:
-        gradient_for_store(terms, dweight, rows, count, job, kind, FETCH)
+        gradient_for_store(group, dweight, batch, job, weighted, FETCH, last)
     else:
-        gradient_for_store(terms, dweight, rows, count, job, kind, STORE)
+        gradient_for_store(group, dweight, batch, job, weighted, STORE, last)
 
 
-cdef void gradient_batch(float* terms, double* dweight, const Row* rows, Py_ssize_t count,
-                         const Job* job, Terms kind) noexcept nogil:
-    """Phase two of a batch, compiled for each use of the terms."""
-    if kind == DROP:
-        gradient_for_terms(terms, dweight, rows, count, job, DROP)
-    elif kind == ONE_ROW:
-        gradient_for_terms(terms, dweight, rows, count, job, ONE_ROW)
+cdef void gradient_batch(Group* group, double* dweight, const Batch* batch, const Job* job,
+                         bint last) noexcept nogil:
+    """Phase two of a batch. last: it ends the group, and all its rows fit float32."""
+    if group.terms == NULL:
+        gradient_for_weight(group, dweight, batch, job, False, last)
     else:
-        gradient_for_terms(terms, dweight, rows, count, job, GROUP)
+        gradient_for_weight(group, dweight, batch, job, True, last)
 
 
-cdef inline void gradient_wide(double* dweight, const Row* row, Py_ssize_t i, Py_ssize_t count,
+cdef inline void gradient_wide(double* dweight, Py_ssize_t row, Py_ssize_t i, Py_ssize_t count,
                                wide inv_rms, wide mean, const Job* job) noexcept nogil:
     """Phase two in float64 for at most WIDE elements from i on."""
-    cdef wide g = take(row.dy + i, count), xhat = take(row.x + i, count) * inv_rms
+    cdef wide g = take(job.dy + row * job.dy_stride + i, count)
+    cdef wide xhat = take(job.x + row * job.x_stride + i, count) * inv_rms
     if job.weight != NULL:
         store_wide(dweight + i, load_wide(dweight + i) + g * xhat)
         g = g * factor_at(job, i, count)
-    put(row.dx + i, inv_rms * (g - xhat * mean), count, job.store == ACCUMULATE)
+    put(job.dx + row * job.dx_stride + i, inv_rms * (g - xhat * mean), count,
+        job.store == ACCUMULATE)
 
 
-cdef void gradient_row_wide(double* dweight, const Row* row, const Job* job) noexcept nogil:
-    """Phase two in float64, for rows that do not fit float32 and for split rows.
+cdef void gradient_row_wide(double* dweight, Py_ssize_t row, const Job* job) noexcept nogil:
+    """Both phases in float64, for a row that does not fit float32 and for a split one.
 
-    dweight (n,) IN-OUT, to the end of its last line, NULL without a weight; row.dx (n,) OUT or
-    IN-OUT; row.dy, row.x (n,) IN.
+    dweight (n,) IN-OUT, to the end of its last line, NULL without a weight. job.squares,
+    job.products (rows,) IN, or NULL: sums over job.size floats.
     """
-    cdef wide inv_rms = splat_wide(row.inv_rms), mean = splat_wide(row.mean)
+    cdef double squares, products, inv
+    cdef wide inv_rms, mean
     cdef Py_ssize_t i = 0
+    if job.squares == NULL:
+        sum_row_wide(&squares, &products, row, job)
+    else:
+        squares, products = job.squares[row], job.products[row]
+    inv = 1.0 / sqrt(squares * job.inv_n + job.eps)
+    inv_rms, mean = splat_wide(inv), splat_wide(products * inv * job.inv_n)
     while i + WIDE <= job.n:
         gradient_wide(dweight, row, i, WIDE, inv_rms, mean, job)
         i += WIDE
@@ -224,28 +255,32 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
                    const GradientSums* sums) noexcept nogil:
     """Backward. job.dx (rows, n) OUT or IN-OUT; job.dy, job.x (rows, n), job.weight (n,) IN.
 
-    Groups of 8 rows are summed in float32, groups in float64. Error of dweight: 3 u a term and 7 u
-    for a group's sums, 10 u = 6e-7 of sum |dy * xhat|. A call of at most 8 rows may continue a
+    Groups of 8 rows are summed in float32, groups in float64. Error of dweight: 5 u a term and 7 u
+    for a group's sums, 12 u = 7.2e-7 of sum |dy * xhat|. A call of at most 8 rows may continue a
     group that an earlier one began, or leave its own open.
     """
-    cdef Row[BATCH] rows
-    cdef Py_ssize_t group_first, group_last, count
+    cdef Batch batch
+    cdef Group group
+    cdef Py_ssize_t row, group_last
     cdef double* dweight = NULL if sums == NULL else sums.dweight
-    cdef float* group = NULL if sums == NULL else sums.group
+    group.terms = NULL if sums == NULL else sums.group
+    group.begins = sums == NULL or sums.begins
     if job.squares != NULL:
-        split_backward(job, first, last, dweight)
+        for row in range(first, last):
+            gradient_row_wide(dweight, row, job)
         return
-    for group_first in range(first, last, 8):
-        group_last = min(group_first + 8, last)
-        if group != NULL and sums.begins:
-            memset(group, 0, (job.n + LINE - 1) // LINE * LINE * sizeof(float))
+    memset(&batch, 0, sizeof(batch))
+    while first < last:
+        group_last = min(first + 8, last)
         while first < group_last:
-            count = min(job.batch, group_last - first)
-            start_batch(rows, job, first, count, last)
-            gradient_batch(group, dweight, rows, count, job, DROP if group == NULL else GROUP)
-            first += count
-        if group != NULL and sums.ends:
-            join(dweight, group, job.n)
+            start_batch(&batch, job, first, min(job.batch, group_last - first))
+            gradient_batch(&group, dweight, &batch, job, False)
+            first += batch.count
+        if group.terms != NULL and sums.ends and not group.begins:
+            join(dweight, group.terms, job.n)
+            group.begins = True
+    if group.terms != NULL and group.begins and not sums.ends:  # every row went by float64
+        memset(group.terms, 0, (job.n + LINE - 1) // LINE * LINE * sizeof(float))
     if job.store == STREAM:
         stream_fence()
 
@@ -256,61 +291,28 @@ cdef bint backward_few(const Job* job, float* dweight) noexcept nogil:
     Return False, and write nothing, if a row does not fit float32. Float64 sums of dweight, zeroed,
     added to and rounded, would be most of the work beside a single row.
     """
-    cdef Row[8] rows
-    cdef Py_ssize_t row, i
-    start_batch(rows, job, 0, job.rows, job.rows)
+    cdef Batch batch
+    cdef Group group
+    cdef Py_ssize_t row
+    memset(&batch, 0, sizeof(batch))
+    start_batch(&batch, job, 0, job.rows)
     for row in range(job.rows):
-        if not rows[row].fits_float32:
+        if not batch.fits_float32[row]:
             return False
-    if dweight == NULL or job.rows == 1:
-        gradient_batch(dweight, NULL, rows, job.rows, job, DROP if dweight == NULL else ONE_ROW)
-        return True
-    memset(dweight, 0, job.n * sizeof(float))
-    gradient_batch(dweight, NULL, rows, job.rows, job, GROUP)
-    for i in range(job.n):
-        dweight[i] = dweight[i] * LOWER_DY
+    group.terms, group.begins = dweight, True
+    gradient_batch(&group, NULL, &batch, job, True)
+    if job.store == STREAM:
+        stream_fence()
     return True
 
 
 cdef void row_products(const Job* job, Py_ssize_t first, Py_ssize_t last,
                        const GradientSums* _) noexcept nogil:
     """Sum g * x over rows. job.products (rows,) OUT; job.dy, job.x (rows, n), weight (n,) IN."""
-    cdef RowSums sums
+    cdef double squares
     cdef Py_ssize_t row
     for row in range(first, last):
-        sum_batch(&sums, job.dy + row * job.dy_stride, job.x + row * job.x_stride, 1, job)
-        job.products[row] = sums.products
-
-
-cdef void split_backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
-                         double* dweight) noexcept nogil:
-    """Backward of split rows. job.squares, job.products (rows,) IN: sums over job.size floats."""
-    cdef Py_ssize_t r
-    cdef Row row
-    for r in range(first, last):
-        row.x, row.dy = job.x + r * job.x_stride, job.dy + r * job.dy_stride
-        row.dx = job.dx + r * job.dx_stride
-        row.inv_rms = 1.0 / sqrt(job.squares[r] * job.inv_n + job.eps)
-        row.mean = job.products[r] * row.inv_rms * job.inv_n
-        gradient_row_wide(dweight, &row, job)
-
-
-cdef void start_backward(Job* job) noexcept nogil:
-    """Compute the factor of dy, weight_offset + weight, unless it is the weight itself: in float64
-    for phase one, and rounded for phase two.
-
-    job.factor, job.factor32 (n,) OUT; job.weight (n,) IN.
-    """
-    cdef wide value
-    cdef Py_ssize_t i = 0
-    while i < job.n and (job.factor != NULL or job.factor32 != job.weight):
-        value = factor_at(job, i, job.n - i)
-        if job.factor != NULL:
-            store_wide(job.factor + i, value)
-        if job.factor32 != job.weight:
-            narrow(job.factor32 + i, value)
-        i += WIDE
-    job.path = choose_path(job.factor32, 0, job.n)
+        sum_row_wide(&squares, &job.products[row], row, job)
 
 
 cdef void add_block(double* dweight, const double* block, Py_ssize_t n) noexcept nogil:

@@ -1,159 +1,185 @@
-# Backward, phase one: a row's sums, and whether float32 is enough for its phase two.
+# Backward, phase one: a row's sums in float32 trees of 8, added in float64; and whether float32 is
+# enough for its phase two.
+#
+# The order of both sums: floats come in blocks of 64, eights e0 to e7; the last block is padded with
+# zeros. Lane k of 8 takes ((e0 + e2) + (e4 + e6)) + ((e1 + e3) + (e5 + e7)) of each block in float32,
+# and adds these in float64. The lanes are folded 4 + 4, 2 + 2, 1 + 1.
 
 from libc.math cimport fabs
 
-from kernels.job cimport BY_FLOAT64, Job
+from kernels.job cimport BY_FLOAT64, Job, Path
 from kernels.simd cimport (
-    SIXTEEN, VEC, VECS, WIDE, absolute, add_product, keep_part, larger, largest, load_wide, splat,
-    splat_wide, vec, wide,
+    EIGHT, SIXTEEN, VEC, WIDE, absolute, add_product, keep_part, larger, largest, splat, splat_wide,
+    total, vec, wide, widen_folded, widen_half,
 )
 
 # dx = dy / rms * weight - x * slope, with slope = mean / rms**2. In float32 dy / rms is scaled by
-# LIFT_DY, a power of two, so that no term of dweight, dy / rms * x, is subnormal; LOWER_DY undoes
-# it.
+# LIFT_DY, a power of two, so that no term of dweight, dy / rms * x, is subnormal; LOWER_DY undoes it.
 cdef float LIFT_DY = 2.0 ** 40
 cdef float LOWER_DY = 2.0 ** -40
 
-# Phase two runs in float64 if the row's 1 / rms, its largest (dy / rms)**2 or its largest |dx| is
-# outside these bounds. Inside, dy / rms * LIFT_DY is normal, and nothing overflows.
+# Phase two runs in float64 if the row's 1 / rms, its largest |dy| / rms, its mean(g * xhat) or its
+# slope is outside these bounds. Inside, dy / rms * LIFT_DY is normal, nothing overflows, and the
+# bits that subnormal products lose are far below the mean.
 cdef double SMALL_ROW_INV = 2.0 ** -17
 cdef double LARGE_ROW_INV = 2.0 ** 40
-cdef double SMALL_DX = 2.0 ** -50
-cdef double LARGE_DX = 2.0 ** 100
-cdef double LARGE_SQUARE = 2.0 ** 80
+cdef double LARGE_DY = 2.0 ** 40
+cdef double SMALL_MEAN = 2.0 ** -80
+cdef double LARGE_SLOPE = 2.0 ** 90
 
 
-cdef enum Factor:
-    NO_WEIGHT
-    WEIGHT      # weight_offset + weight, computed for each row
-    PREPARED    # job.factor, computed once for many rows
+cdef struct Batch:
+    Py_ssize_t first            # row
+    Py_ssize_t count
+    double[BATCH] squares       # sum of x * x
+    double[BATCH] products      # sum of g * x, g = dy * (weight_offset + weight)
+    double[BATCH] inv_rms
+    double[BATCH] mean          # of g * xhat
+    float[BATCH] dy_peak        # the largest |dy|
+    float[BATCH] inv32          # 1 / rms, times LIFT_DY if there is a weight
+    float[BATCH] slope32        # mean / rms**2
+    bint[BATCH] fits_float32    # phase two may run in float32
 
 
-cdef struct Row:
-    const float* dy
-    const float* x
-    const float* dy_ahead       # of the row that is prefetched meanwhile
-    const float* x_ahead
-    float* dx
-    double inv_rms
-    double mean
-    float inv32             # 1 / rms, times LIFT_DY if there is a weight
-    float slope32           # mean / rms**2
-    bint fits_float32       # phase two may run in float32
+cdef struct Lanes:      # 8 a sum
+    wide[EIGHT] xx
+    wide[EIGHT] gx
+    vec dy_peak
 
 
-cdef struct RowSums:
-    double squares      # sum of x * x
-    double products     # sum of g * x, g = dy * (weight_offset + weight)
-    double dy_peak      # the largest of 16 partial sums of dy * dy
+cdef inline void multiply(vec* xx, vec* gx, Lanes* lanes, const float* dy, const float* x,
+                          const Job* job, Py_ssize_t i, Py_ssize_t end,
+                          bint weighted) noexcept nogil:
+    """Compute x * x and g * x of at most VEC columns from i on; zeros past the end."""
+    cdef vec g, x_vec
+    xx[0] = gx[0] = splat(0)
+    if i < end:
+        g = take_vec(dy + i, end - i)
+        x_vec = take_vec(x + i, end - i)
+        lanes.dy_peak = larger(absolute(g), lanes.dy_peak)
+        if weighted:
+            g = g * factor_vec(job, i, end - i)
+        gx[0] = g * x_vec
+        xx[0] = x_vec * x_vec
 
 
-cdef struct Lanes:      # 16 a sum: as many as AVX2's registers hold
-    wide[SIXTEEN] xx
-    wide[SIXTEEN] gx
-    vec[VECS] yy
+cdef inline void add_quad(vec* xx, vec* gx, Lanes* lanes, const float* dy, const float* x,
+                          const Job* job, Py_ssize_t i, Py_ssize_t end,
+                          bint weighted) noexcept nogil:
+    """Compute (a + b) + (c + d) of products 16 columns apart."""
+    cdef vec xx_b, gx_b, xx_c, gx_c, xx_d, gx_d
+    multiply(xx, gx, lanes, dy, x, job, i, end, weighted)
+    multiply(&xx_b, &gx_b, lanes, dy, x, job, i + 16, end, weighted)
+    multiply(&xx_c, &gx_c, lanes, dy, x, job, i + 32, end, weighted)
+    multiply(&xx_d, &gx_d, lanes, dy, x, job, i + 48, end, weighted)
+    xx[0] = (xx[0] + xx_b) + (xx_c + xx_d)
+    gx[0] = (gx[0] + gx_b) + (gx_c + gx_d)
 
 
-cdef inline void add_16(Lanes* lanes, const float* dy, const float* x, Py_ssize_t i,
-                        Py_ssize_t count, const Job* job, Factor factor) noexcept nogil:
-    """Add at most 16 columns from i on.
-
-    x * x and dy * weight are exact; their sums, and dy * weight * x, are rounded to float64.
-    dy * dy only gauges magnitude, so float32 is enough.
-    """
-    cdef wide g, x_wide
-    cdef vec y
-    cdef Py_ssize_t j
-    cdef int k
-    for k in range(SIXTEEN):
-        j = i + WIDE * k
-        if count > WIDE * k:
-            g = take(dy + j, count - WIDE * k)
-            x_wide = take(x + j, count - WIDE * k)
-            if factor == PREPARED:
-                g = g * load_wide(job.factor + j)
-            elif factor == WEIGHT:
-                g = g * factor_at(job, j, count - WIDE * k)
-            if count < WIDE * (k + 1):      # past the end, an infinite weight_offset gives NaN
-                g = keep_part(g, count - WIDE * k)
-            lanes.xx[k] = add_product(lanes.xx[k], x_wide, x_wide)
-            lanes.gx[k] = lanes.gx[k] + g * x_wide
-    for k in range(VECS):
-        if count > VEC * k:
-            y = take_vec(dy + i + VEC * k, count - VEC * k)
-            lanes.yy[k] = lanes.yy[k] + y * y
+cdef inline void add_64(Lanes* lanes, const float* dy, const float* x, const Job* job, Py_ssize_t i,
+                        Py_ssize_t end, bint weighted) noexcept nogil:
+    """Add a block of 64 columns, or fewer at the end of a row."""
+    cdef vec xx, gx, xx_odd, gx_odd
+    cdef int c, h, k
+    for c in range((8 + VEC - 1) // VEC):
+        add_quad(&xx, &gx, lanes, dy, x, job, i + VEC * c, end, weighted)
+        if VEC == 16:
+            lanes.xx[0] = lanes.xx[0] + widen_folded(xx)
+            lanes.gx[0] = lanes.gx[0] + widen_folded(gx)
+        else:
+            add_quad(&xx_odd, &gx_odd, lanes, dy, x, job, i + 8 + VEC * c, end, weighted)
+            for h in range(VEC // WIDE):
+                k = VEC // WIDE * c + h
+                lanes.xx[k] = lanes.xx[k] + widen_half(xx + xx_odd, h)
+                lanes.gx[k] = lanes.gx[k] + widen_half(gx + gx_odd, h)
 
 
-cdef inline void sum_for_factor(RowSums* sums, const float* dy, const float* x, Py_ssize_t rows,
-                                const Job* job, Factor factor) noexcept nogil:
-    """Sum the rows of a batch, compiled for each factor."""
+cdef inline double fold_8(wide* lanes) noexcept nogil:
+    return total(lanes[0]) if EIGHT == 1 else fold(lanes, EIGHT)
+
+
+cdef inline void sum_for_weight(Batch* batch, const Job* job, bint weighted) noexcept nogil:
+    """Sum the rows of a batch, compiled with and without a weight."""
     cdef Lanes lanes
-    cdef Py_ssize_t row, i
-    cdef vec y
+    cdef Py_ssize_t row, i, n = job.n
     cdef int k
-    for row in range(rows):     # the loop over rows is here for the reason given in sum_squares
-        for k in range(SIXTEEN):
+    cdef const float* dy = job.dy + batch.first * job.dy_stride
+    cdef const float* x = job.x + batch.first * job.x_stride
+    for row in range(batch.count):  # the loop over rows is here for the reason given in sum_squares
+        for k in range(EIGHT):
             lanes.xx[k] = lanes.gx[k] = splat_wide(0)
-        for k in range(VECS):
-            lanes.yy[k] = splat(0)
+        lanes.dy_peak = splat(0)
         i = 0
-        while i + 16 <= job.n:
-            add_16(&lanes, dy, x, i, 16, job, factor)
-            i += 16
-        if i < job.n:
-            add_16(&lanes, dy, x, i, job.n - i, job, factor)
-        sums[row].squares = fold(lanes.xx, SIXTEEN)
-        sums[row].products = fold(lanes.gx, SIXTEEN)
-        y = lanes.yy[0]
-        for k in range(1, VECS):
-            y = larger(y, lanes.yy[k])
-        sums[row].dy_peak = largest(y)
+        while i + 64 <= n:
+            add_64(&lanes, dy, x, job, i, i + 64, weighted)
+            i += 64
+        if i < n:
+            add_64(&lanes, dy, x, job, i, n, weighted)
+        batch.squares[row] = fold_8(lanes.xx)
+        batch.products[row] = fold_8(lanes.gx)
+        batch.dy_peak[row] = largest(lanes.dy_peak)
         dy += job.dy_stride
         x += job.x_stride
 
 
-cdef void sum_batch(RowSums* sums, const float* dy, const float* x, Py_ssize_t rows,
-                    const Job* job) noexcept nogil:
-    """Phase one of a batch. sums (rows,) OUT; dy, x (rows, n), job.weight, job.factor (n,) IN."""
+cdef void sum_batch(Batch* batch, const Job* job) noexcept nogil:
+    """Phase one of a batch: squares, products, dy_peak OUT; job.dy, job.x, job.weight IN."""
     if job.weight == NULL:
-        sum_for_factor(sums, dy, x, rows, job, NO_WEIGHT)
-    elif job.factor != NULL:
-        sum_for_factor(sums, dy, x, rows, job, PREPARED)
+        sum_for_weight(batch, job, False)
     else:
-        sum_for_factor(sums, dy, x, rows, job, WEIGHT)
+        sum_for_weight(batch, job, True)
 
 
-cdef inline double dx_peak(const Row* row, Py_ssize_t n, const Job* job) noexcept nogil:
-    """Return the largest |dx| of a row's first n floats, as phase two computes it."""
-    cdef vec g, most = splat(0)
-    cdef vec inv_rms = splat(row.inv32), slope = splat(row.slope32)
-    cdef Py_ssize_t i = 0
-    while i < n:
-        g = take_vec(row.dy + i, n - i) * inv_rms
-        if job.weight != NULL:
-            g = g * splat(LOWER_DY) * take_vec(job.factor32 + i, n - i)
-        most = larger(absolute(g - take_vec(row.x + i, n - i) * slope), most)
-        i += VEC
-    return largest(most)
+cdef void sum_row_wide(double* squares, double* products, Py_ssize_t row,
+                       const Job* job) noexcept nogil:
+    """Both sums of a row in float64, on 16 lanes: for rows that do not fit float32 and split rows.
 
-
-cdef inline bint fits_float32(const Row* row, const RowSums* sums,
-                              const Job* job) noexcept nogil:
-    """Return whether float32 gives dx within 2e-6 (33 u) of the row's largest |dx|.
-
-    Let D = max |dx|, P = max |x * slope|, G = max |g / rms| <= D + P. The error in float32 is at
-    most 4 G u (1 / rms, weight_offset + weight, two products), 2 P u (slope, product) and D u
-    (difference): (5 D + 6 P) u in all, which is below 30 u D if P <= 4 D. D is at least the
-    largest |dx| of 16 elements, and max |x|**2 at most sum(x**2): these bounds decide, unless the
-    gradient lies along x. Then the second test takes the maxima over all elements.
+    x * x and dy * weight are exact; their sums, and dy * weight * x, are rounded to float64.
     """
-    cdef double d, slope = row.slope32
-    if job.path == BY_FLOAT64 or not SMALL_ROW_INV <= row.inv_rms <= LARGE_ROW_INV:
-        return False
-    if not sums.dy_peak * row.inv_rms * row.inv_rms <= LARGE_SQUARE:
-        return False
-    d = dx_peak(row, 16, job) if job.n >= 16 else dx_peak(row, job.n, job)
-    if SMALL_DX <= d <= LARGE_DX and sums.squares * slope * slope <= 16 * d * d:
-        return True
-    d = dx_peak(row, job.n, job)
-    return SMALL_DX <= d <= LARGE_DX and peak(row.x, job.n) * fabs(slope) <= 4 * d
+    cdef wide[SIXTEEN] xx, gx
+    cdef wide g, x_wide
+    cdef Py_ssize_t i = 0, left
+    cdef int k
+    cdef const float* dy = job.dy + row * job.dy_stride
+    cdef const float* x = job.x + row * job.x_stride
+    for k in range(SIXTEEN):
+        xx[k] = gx[k] = splat_wide(0)
+    while i < job.n:
+        for k in range(SIXTEEN):
+            left = job.n - i
+            if left > 0:
+                g, x_wide = take(dy + i, left), take(x + i, left)
+                if job.weight != NULL:
+                    g = g * factor_at(job, i, left)
+                if left < WIDE:     # past the end, an infinite weight_offset gives NaN
+                    g = keep_part(g, left)
+                xx[k] = add_product(xx[k], x_wide, x_wide)
+                gx[k] = gx[k] + g * x_wide
+            i += WIDE
+    squares[0] = fold(xx, SIXTEEN)
+    products[0] = fold(gx, SIXTEEN)
+
+
+cdef inline bint fits_float32(const Batch* batch, Py_ssize_t r, const Job* job) noexcept nogil:
+    """Return whether float32 gives dx within 15 u of the magnitudes of its terms (docs/numerics.md).
+
+    A sum that overflowed is Inf or NaN here, and fails. A dy of zeros has a mean of 0, and fits.
+    """
+    cdef double inv_rms = batch.inv_rms[r]
+    return (job.path != BY_FLOAT64 and SMALL_ROW_INV <= inv_rms <= LARGE_ROW_INV
+            and batch.dy_peak[r] * inv_rms <= LARGE_DY
+            and (batch.dy_peak[r] == 0 or (fabs(batch.mean[r]) >= SMALL_MEAN
+                                           and fabs(batch.slope32[r]) <= LARGE_SLOPE)))
+
+
+cdef Path backward_path(const Job* job) noexcept nogil:
+    """Choose the path of a whole job, as choose_path, but BY_FLOAT64 too if a factor loses bits
+    when multiplied by LOWER_DY."""
+    cdef Path path = choose_path(job)
+    cdef vec factor, lost = splat(0)
+    cdef Py_ssize_t i = 0
+    while i < job.n and job.weight != NULL:
+        factor = factor_vec(job, i, job.n - i)
+        lost = larger(absolute(factor * splat(LOWER_DY) * splat(LIFT_DY) - factor), lost)
+        i += VEC
+    return BY_FLOAT64 if largest(lost) > 0 else path

@@ -3,10 +3,9 @@
 
 cdef enum Path:     # how y is computed from x, 1 / rms and the weight
     UNWEIGHTED
-    PLAIN           # every |weight| is at most 2
+    PLAIN           # every |weight_offset + weight| is at most 2
     LIFTED          # at most 2**44: 1 / rms is scaled by a power of two
-    OFFSET          # likewise, and weight_offset is 1, as in every model that has one
-    BY_FLOAT64      # larger weights, and any other weight_offset
+    BY_FLOAT64      # larger ones, and a weight_offset that float32 does not hold
 
 cdef enum Store:    # how y or dx is written
     STORE
@@ -29,8 +28,6 @@ ctypedef struct Job:
     const float* x          # (rows, n) IN
     const float* dy         # (rows, n) IN
     const float* weight     # (n,) IN, or NULL: the factor is 1
-    double* factor          # (n,) OUT, backward's weight_offset + weight; NULL for a single row
-    float* factor32         # (n,) OUT, the same rounded; or weight itself, NULL without one
     double* squares         # (rows,) sums of x**2, OUT or IN; NULL if the kernel computes them
     double* products        # (rows,) sums of dy * (weight_offset + weight) * x, likewise
     Py_ssize_t y_stride
@@ -47,6 +44,7 @@ ctypedef struct Job:
     double inv_n            # 1 / size
     double eps
     double weight_offset
+    float offset32          # the same; -0.0 for none, since w + -0.0 is w for every w
     double scale
     Path path               # backward tests it for BY_FLOAT64 only
     # How the job uses this machine's caches. No bit depends on it, except ACCUMULATE.
@@ -65,7 +63,7 @@ ctypedef void (*rows_kernel)(const Job* job, Py_ssize_t first, Py_ssize_t last,
                              const GradientSums* sums) noexcept nogil
 
 ctypedef struct Table:
-    # Compute what every row needs: inv_n, path, and for backward factor and factor32.
+    # Compute what every row needs: inv_n, offset32 and path.
     void (*start)(Job* job) noexcept nogil
     rows_kernel rms_norm
     rows_kernel add_rms_norm

@@ -3,11 +3,10 @@
 from libc.math cimport INFINITY, fabs
 
 from kernels.job cimport (
-    ACCUMULATE, BY_FLOAT64, FETCH, LIFTED, OFFSET, PLAIN, STORE, STREAM, UNWEIGHTED, Job, Path,
-    Store,
+    ACCUMULATE, BY_FLOAT64, FETCH, LIFTED, PLAIN, STORE, STREAM, UNWEIGHTED, Job, Path, Store,
 )
 from kernels.simd cimport (
-    LANES, VEC, WIDE, absolute, larger, largest, load, load_wide, multiply_add, root, splat,
+    LANES, VEC, WIDE, absolute, larger, largest, load, load_wide, root, splat,
     splat_wide, store_wide, stream, vec, wide,
 )
 from machine.caches cimport floats_to_line, prefetch, prefetch_write
@@ -29,46 +28,45 @@ cdef float LOWER = 2.0 ** -63
 # float32, with and without LIFT.
 cdef double SMALL_INV = 2.0 ** -126
 cdef double LARGE_INV = 2.0 ** 64
-# 1 + weight is 0 or at least 2**-24; divided by rms it is a normal float32 if 1 / rms is at least
-# this.
-cdef double SMALL_INV_OFFSET = 2.0 ** -64
 
 
-cdef float peak(const float* values, Py_ssize_t n) noexcept nogil:
-    """Return the largest magnitude, NaNs aside. values (n,) IN."""
+cdef float peak(const float* weight, float offset, Py_ssize_t n) noexcept nogil:
+    """Return the largest |weight + offset|, NaNs aside. weight (n,) IN."""
     cdef vec[4] most
+    cdef vec add = splat(offset)
     cdef Py_ssize_t i = 0, k
     for k in range(4):
         most[k] = splat(0)
     while i + 4 * VEC <= n:
         for k in range(4):
-            most[k] = larger(absolute(load(values + i + VEC * k)), most[k])
+            most[k] = larger(absolute(load(weight + i + VEC * k) + add), most[k])
         i += 4 * VEC
     while i < n:
-        most[0] = larger(absolute(take_vec(values + i, n - i)), most[0])
+        most[0] = larger(absolute(take_vec(weight + i, n - i) + add), most[0])
         i += VEC
     return largest(larger(larger(most[0], most[1]), larger(most[2], most[3])))
 
 
-cdef Path choose_path(const float* weight, double weight_offset, Py_ssize_t n) noexcept nogil:
-    """Choose the path of a whole job. weight (n,) IN, or NULL.
+cdef Path choose_path(const Job* job) noexcept nogil:
+    """Choose the path of a whole job. job.weight (n,) IN, or NULL.
 
     Inf and NaN in a weight are ignored: every path propagates them.
     """
     cdef Py_ssize_t i
-    cdef float highest
-    if weight == NULL:
+    cdef double highest, value
+    if job.weight == NULL:
         return UNWEIGHTED
-    highest = peak(weight, n)
+    if job.offset32 != job.weight_offset or fabs(job.offset32) == INFINITY:
+        return BY_FLOAT64
+    highest = peak(job.weight, job.offset32, job.n)
     if highest == INFINITY:
         highest = 0
-        for i in range(n):
-            if highest < fabs(weight[i]) < INFINITY:
-                highest = <float>fabs(weight[i])
-    if highest > LIFTED_WEIGHT or weight_offset not in (0, 1):
+        for i in range(job.n):
+            value = fabs(job.weight_offset + job.weight[i])
+            if highest < value < INFINITY:
+                highest = value
+    if highest > LIFTED_WEIGHT:
         return BY_FLOAT64
-    if weight_offset == 1:
-        return OFFSET
     return PLAIN if highest <= PLAIN_WEIGHT else LIFTED
 
 
@@ -80,21 +78,30 @@ cdef void invert(double* inv_rms, const double* squares, const Job* job) noexcep
             load_wide(squares + WIDE * k) * splat_wide(job.inv_n) + splat_wide(job.eps)))
 
 
-cdef inline void scale_vector(float* y, const float* x, const float* ahead, float inv_rms,
-                              const float* weight, Py_ssize_t i, Py_ssize_t count, Path path,
-                              Store mode) noexcept nogil:
-    """Scale at most VEC elements from i on. inv_rms is times LIFT if LIFTED.
+cdef struct Scale:      # the factors of a row
+    float inv_rms       # times LIFT if LIFTED
+    float offset
+    const float* weight
 
-    Error: 1 u for inv_rms, 1 u a product; LIFT and LOWER change no bits. With an offset
-    weight / rms + 1 / rms is rounded once, however much of the sum cancels: 1 u too.
+
+cdef struct Scale:      # the factors of a row
+    float inv_rms       # times LIFT if LIFTED
+    float offset
+    const float* weight
+
+
+cdef inline void scale_vector(float* y, const float* x, const float* ahead, const Scale* by,
+                              Py_ssize_t i, Py_ssize_t count, Path path, Store mode) noexcept nogil:
+    """Scale at most VEC elements from i on.
+
+    Error: 1 u for inv_rms, 1 u for weight_offset + weight, 1 u a product; LIFT and LOWER change no
+    bits.
     """
-    cdef vec value = take_vec(x + i, count), inv = splat(inv_rms)
+    cdef vec value = take_vec(x + i, count), inv_rms = splat(by.inv_rms)
     if path == UNWEIGHTED:
-        value = value * inv
-    elif path == OFFSET:
-        value = value * multiply_add(take_vec(weight + i, count), inv, inv)
+        value = value * inv_rms
     else:
-        value = value * inv * take_vec(weight + i, count)
+        value = value * inv_rms * (take_vec(by.weight + i, count) + splat(by.offset))
     if path == LIFTED:
         value = value * splat(LOWER)
     if mode == STREAM:
@@ -108,18 +115,17 @@ cdef inline void scale_vector(float* y, const float* x, const float* ahead, floa
         prefetch_write(y + i + DISTANCE)
 
 
-cdef inline void scale_edge(float* y, const float* x, float inv_rms, const float* weight,
-                            Py_ssize_t i, Py_ssize_t end, Path path,
-                            bint accumulate) noexcept nogil:
+cdef inline void scale_edge(float* y, const float* x, const Scale* by, Py_ssize_t i, Py_ssize_t end,
+                            Path path, bint accumulate) noexcept nogil:
     """Scale the floats [i, end) of a row, before or after its whole vectors or lines."""
     while i < end:
-        scale_vector(y, x, x, inv_rms, weight, i, min(<Py_ssize_t>VEC, end - i), path,
+        scale_vector(y, x, x, by, i, min(<Py_ssize_t>VEC, end - i), path,
                      ACCUMULATE if accumulate else STORE)
         i += VEC
 
 
-cdef inline void scale_row(float* y, const float* x, float inv_rms, const float* weight,
-                           Py_ssize_t n, const float* ahead, Path path, Store mode) noexcept nogil:
+cdef inline void scale_row(float* y, const float* x, const Scale* by, Py_ssize_t n,
+                           const float* ahead, Path path, Store mode) noexcept nogil:
     """Scale a row. y (n,) OUT, or IN-OUT to ACCUMULATE; x (n,) IN; ahead (n,) is the row that is
     prefetched while this one is streamed.
 
@@ -129,16 +135,16 @@ cdef inline void scale_row(float* y, const float* x, float inv_rms, const float*
     cdef Py_ssize_t i = 0, k, end
     if n >= 256 or mode == STREAM:
         i = min(<Py_ssize_t>floats_to_line(y), n)
-        scale_edge(y, x, inv_rms, weight, 0, i, path, mode == ACCUMULATE)
+        scale_edge(y, x, by, 0, i, path, mode == ACCUMULATE)
     end = i + (n - i) // LINE * LINE if mode == STREAM else n
     while i + LANES <= end:
         for k in range(LANES // VEC):
-            scale_vector(y, x, ahead, inv_rms, weight, i, VEC, path, mode)
+            scale_vector(y, x, ahead, by, i, VEC, path, mode)
             i += VEC
     while i + VEC <= end:
-        scale_vector(y, x, ahead, inv_rms, weight, i, VEC, path, mode)
+        scale_vector(y, x, ahead, by, i, VEC, path, mode)
         i += VEC
-    scale_edge(y, x, inv_rms, weight, i, n, path, mode == ACCUMULATE)
+    scale_edge(y, x, by, i, n, path, mode == ACCUMULATE)
 
 
 cdef inline void scale_for_store(float* y, const float* x, Py_ssize_t x_stride,
@@ -146,12 +152,12 @@ cdef inline void scale_for_store(float* y, const float* x, Py_ssize_t x_stride,
                                  const Job* job, Path path, Store mode) noexcept nogil:
     """Scale the rows of a batch: in float32 if it holds 1 / rms, else in float64."""
     cdef Py_ssize_t row
-    cdef float inv
-    cdef double least = SMALL_INV_OFFSET if path == OFFSET else SMALL_INV
+    cdef Scale by
+    by.weight, by.offset = job.weight, job.offset32
     for row in range(rows):
-        if least <= inv_rms[row] <= LARGE_INV:
-            inv = <float>inv_rms[row] * LIFT if path == LIFTED else <float>inv_rms[row]
-            scale_row(y, x, inv, job.weight, job.n, ahead, path, mode)
+        if SMALL_INV <= inv_rms[row] <= LARGE_INV:
+            by.inv_rms = <float>inv_rms[row] * LIFT if path == LIFTED else <float>inv_rms[row]
+            scale_row(y, x, &by, job.n, ahead, path, mode)
         else:
             scale_row_wide(y, x, inv_rms[row], job)
         y += job.y_stride
@@ -187,8 +193,6 @@ cdef void scale_batch(float* y, const float* x, Py_ssize_t x_stride, const doubl
         scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, UNWEIGHTED)
     elif job.path == LIFTED:
         scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, LIFTED)
-    elif job.path == OFFSET:
-        scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, OFFSET)
     else:
         for row in range(rows):
             scale_row_wide(y + row * job.y_stride, x + row * x_stride, inv_rms[row], job)

@@ -88,6 +88,16 @@ static inline wide widen_half(vec value, int number) {
 #endif
 }
 
+/* Widen the sum of both halves of a vec of 16 floats. */
+static inline wide widen_folded(vec value) {
+#if defined(__AVX512F__)
+    return (wide)_mm512_cvtps_pd(_mm256_add_ps(_mm512_castps512_ps256((__m512)value),
+        (__m256)_mm512_extractf64x4_pd((__m512d)value, 1)));
+#else
+    return widen_half(value, 0);
+#endif
+}
+
 static inline void narrow(float *to, wide value) {
 #if defined(__AVX512F__)
     _mm256_storeu_ps(to, _mm512_cvtpd_ps((__m512d)value));
@@ -101,19 +111,6 @@ static inline void narrow(float *to, wide value) {
     *to = (float)value;
 #endif
 }
-
-#if VEC > 1  /* round two wides to a vec, for multiply_add */
-static inline vec narrow_both(wide first, wide second) {
-#if defined(__SSE2__) && VEC == 4
-    return (vec)_mm_movelh_ps(_mm_cvtpd_ps((__m128d)first), _mm_cvtpd_ps((__m128d)second));
-#else
-    float values[VEC];
-    narrow(values, first);
-    narrow(values + WIDE, second);
-    return load(values);
-#endif
-}
-#endif
 
 /* Load the first `count` < VEC floats, and zeros. The memory past them is not touched. */
 static inline vec load_part(const float *from, long count) {
@@ -206,47 +203,6 @@ static inline wide add_product(wide sum, wide a, wide b) {
     return (wide)vfmaq_f64((float64x2_t)sum, (float64x2_t)a, (float64x2_t)b);
 #else
     return sum + a * b;
-#endif
-}
-
-#if VEC > 1
-/* a + b rounded to odd: an inexact sum gets an odd last bit, so that rounding it again, to float32,
- * gives what rounding a + b once would give (Boldo & Melquiond 2008). */
-static inline wide add_to_odd(wide a, wide b) {
-    const wide sum = a + b, part = sum - a, lost = (a - (sum - part)) + (b - part);
-    const wide_bits sign = (wide_bits)sum & INT64_MIN;
-    const wide_bits outward = (wide)((wide_bits)lost ^ sign) < splat_wide(0);
-    const wide_bits inexact = (lost < splat_wide(0)) | (lost > splat_wide(0));   /* false for Inf */
-    return (wide)(((wide_bits)sum + outward) | (inexact & 1));
-}
-
-/* Return whether a double lies halfway between two normal floats: of the 29 bits that are cut off, the
- * first alone is one. (The upper words can match only at 2**-255 and 2**257: harmless.) */
-static inline int any_halfway(wide a, wide b) {
-    const vec_bits halfway = ((vec_bits)a << 3 == INT32_MIN) | ((vec_bits)b << 3 == INT32_MIN);
-    int64_t any = 0;
-    for (int k = 0; k < WIDE; k++) any |= ((wide_bits)halfway)[k];
-    return any != 0;
-}
-#endif
-
-/* a * b + c, rounded once. The result must be zero, Inf, NaN or a normal float. */
-static inline vec multiply_add(vec a, vec b, vec c) {
-#if defined(__AVX512F__)
-    return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
-    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__aarch64__)
-    return (vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-#elif VEC > 1
-    /* The products are exact. Only a sum that float64 rounds to halfway could be rounded wrongly. */
-    const wide first = widen_half(a, 0) * widen_half(b, 0), c_first = widen_half(c, 0);
-    const wide second = widen_half(a, 1) * widen_half(b, 1), c_second = widen_half(c, 1);
-    if (any_halfway(first + c_first, second + c_second))
-        return narrow_both(add_to_odd(first, c_first), add_to_odd(second, c_second));
-    return narrow_both(first + c_first, second + c_second);
-#else
-    return fmaf(a, b, c);
 #endif
 }
 

@@ -7,7 +7,7 @@ cdef extern from "kernels/simd.h" nogil:
         LANES   # 32, of a long sum
         WIDES   # LANES // WIDE
         SIXTEEN "(16 / WIDE)"   # wides of 16 lanes
-        VECS "(16 / VEC)"       # vecs of 16 lanes
+        EIGHT "(8 / WIDE)"      # wides of 8 lanes
     vec splat(float value)
     wide splat_wide(double value)
     vec load(const float* source)
@@ -16,6 +16,7 @@ cdef extern from "kernels/simd.h" nogil:
     void store_wide(double* target, wide value)
     wide widen(const float* source)
     wide widen_half(vec value, int number)
+    wide widen_folded(vec value)
     void narrow(float* target, wide value)
     vec load_part(const float* source, long count)
     void store_part(float* target, vec value, long count)
@@ -25,7 +26,6 @@ cdef extern from "kernels/simd.h" nogil:
     void stream(float* target, vec value)
     void stream_fence()
     wide add_product(wide sum, wide a, wide b)
-    vec multiply_add(vec a, vec b, vec c)
     wide root(wide value)
     double total(wide value)
     vec absolute(vec value)

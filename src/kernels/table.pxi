@@ -12,19 +12,19 @@ from kernels.job cimport UNWEIGHTED, Job, Table
 from kernels.simd cimport VEC
 from machine.compiler cimport FLAGS
 
-# gives take*, put*, factor_at; uses nothing
+# gives take*, put*, factor_*; uses nothing
 include "kernels/loads.pxi"
 # gives sum_squares, add_and_sum_squares, fold; uses loads
 include "kernels/sums.pxi"
 # gives residual_add; uses loads
 include "kernels/add.pxi"
-# gives choose_path, peak, invert, scale_batch, BATCH, DISTANCE, LINE; uses loads
+# gives choose_path, invert, scale_batch, BATCH, DISTANCE, LINE; uses loads
 include "kernels/scale.pxi"
 # gives rms_norm, add_rms_norm, row_squares; uses sums, scale
 include "kernels/forward.pxi"
-# gives sum_batch, fits_float32, Row*, *_DY; uses loads, sums, scale
+# gives sum_batch, sum_row_wide, fits_float32, backward_path, Batch, *_DY; uses loads, sums, scale
 include "kernels/backward_sums.pxi"
-# gives *backward*, row_products, add_block, store_dweight; uses loads, scale, backward_sums
+# gives backward, backward_few, row_products, add_block, store_dweight; uses loads, scale, backward_sums
 include "kernels/backward.pxi"
 
 
@@ -32,10 +32,11 @@ cdef void start(Job* job) noexcept nogil:
     """Compute the constants that every row needs."""
     job.inv_n = 1.0 / job.size
     job.path = UNWEIGHTED
-    if job.factor32 != NULL:
-        start_backward(job)
-    elif job.y != NULL:
-        job.path = choose_path(job.weight, job.weight_offset, job.n)
+    job.offset32 = <float>job.weight_offset if job.weight_offset != 0 else <float>-0.0
+    if job.y != NULL:
+        job.path = choose_path(job)
+    elif job.dx != NULL:
+        job.path = backward_path(job)
 
 
 cdef Table TABLE = Table(start, rms_norm, add_rms_norm, residual_add, row_squares, row_products,

@@ -155,14 +155,13 @@ cdef inline bint start_job(rows_kernel kernel, Job* job, float* dweight,
     cdef bint done = False
     cdef fp_state state = default_fp_state()
     kernels.start(job)
-    if elements < RELEASE_GIL:
-        if job.dx == NULL and dweight == NULL:
-            done = elements < parallel_from
-            if done:
-                run_rows(kernel, job, 0, job.rows, NULL)
-        elif (0 < job.rows <= GROUP and not accumulate and job.squares == NULL
-                and job.axes == NULL):
-            done = kernels.backward_few(job, dweight)
+    if job.dx == NULL and dweight == NULL:
+        done = elements < min(RELEASE_GIL, parallel_from)
+        if done:
+            run_rows(kernel, job, 0, job.rows, NULL)
+    elif (0 < job.rows <= GROUP and not accumulate and job.squares == NULL and job.axes == NULL
+            and (dweight != NULL or elements < RELEASE_GIL)):
+        done = kernels.backward_few(job, dweight)
     restore_fp_state(state)
     return done
 
@@ -172,7 +171,11 @@ cdef inline int run(rows_kernel kernel, Job* job, float* dweight, bint accumulat
 
     The GIL is released if that is worth its cost, and Ctrl-C is checked for.
     """
-    if start_job(kernel, job, dweight, accumulate):
+    if job.rows * job.n >= RELEASE_GIL:
+        with nogil:
+            if start_job(kernel, job, dweight, accumulate):
+                return 0
+    elif start_job(kernel, job, dweight, accumulate):
         return 0
     return run_in_blocks(kernel, job, dweight, accumulate)
 

@@ -36,8 +36,9 @@ cdef inline void tune(Job* job, int arrays, const float* output, Py_ssize_t stri
     cache line, because a line that two rows share cannot be streamed (65536 x 128 on Zen 4: 0.8 of
     the time on lines, 1.6 off them).
     """
-    # Backward gains more from pairs of rows than from level 1: 0.9 of the time (16 x 4096, Zen 4).
-    cdef Py_ssize_t room = L1 if job.dx == NULL else L2
+    # Backward gains more from rows in pairs, which share weight and dweight, than from level 1; of
+    # more rows, x and dy are to take half of it.
+    cdef Py_ssize_t least = 1 if job.dx == NULL else 2
     cdef Py_ssize_t row_bytes = arrays * job.n * <Py_ssize_t>sizeof(float)
     cdef bint on_lines = (<size_t>output | <size_t>stride * sizeof(float)) % 64 == 0
     if accumulate:
@@ -48,8 +49,7 @@ cdef inline void tune(Job* job, int arrays, const float* output, Py_ssize_t stri
     else:
         job.store = FETCH if FETCHES else STORE
     job.batch = 8
-    while job.batch > 1 and job.batch * row_bytes > room:
+    while job.batch > least and job.batch * row_bytes > L1:
         job.batch = job.batch // 2
-    # The row to prefetch is at least 4 KiB further on. Backward reads two arrays, and no CPU's own
-    # prefetch is early enough for both.
-    job.ahead = max(job.batch, 1 + 1024 // max(1, job.n)) if FETCHES or job.dx != NULL else 0
+    # The row to prefetch is at least 4 KiB further on.
+    job.ahead = max(job.batch, 1 + 1024 // max(1, job.n)) if FETCHES else 0
