@@ -58,7 +58,8 @@ typedef struct fastrms_functions {
 
     /* y = x / sqrt(mean(x**2) + eps) * (weight_offset + weight), over each row.
      * out = y, or out += y to accumulate. out may be x.
-     * At most 3 ulp from the exact result, 2 without a weight, over the whole float32 range. */
+     * At most 4 ulp from the exact result, 3 without a weight_offset, 2 without a weight, over the
+     * whole float32 range. */
     int (*rms_norm)(const float *x, ptrdiff_t x_stride, const float *weight,
                     float *out, ptrdiff_t out_stride, ptrdiff_t rows, ptrdiff_t n,
                     double eps, double weight_offset, int accumulate, int threads);
@@ -73,9 +74,9 @@ typedef struct fastrms_functions {
     /* With g = dy * (weight_offset + weight), xhat = x / rms, rms = sqrt(mean(x**2) + eps):
      * dx = (g - xhat * mean(g * xhat)) / rms, and dweight (n,) = sum of dy * xhat over all rows.
      * dx may be dy or x. dweight is NULL if and only if weight is; scratch may then be NULL too.
-     * Beyond its own rounding, the error of dx is at most 2e-6 of its row's largest element plus
-     * (n + 512) / 2**56 of the row's largest |g| / rms, that of dweight at most 1e-6 of the sum of
-     * |dy * xhat|. The bits do not depend on the threads. */
+     * The error of an element of dx is at most 1e-6 of (|g| + |xhat| * mean(|g * xhat|)) / rms, the
+     * magnitudes of its own terms, plus 2**-149; that of dweight, beyond its own rounding, at most
+     * 1e-6 of the sum of |dy * xhat|. The bits do not depend on the threads. */
     int (*rms_norm_backward)(const float *dy, ptrdiff_t dy_stride,
                              const float *x, ptrdiff_t x_stride, const float *weight,
                              float *dx, ptrdiff_t dx_stride, float *dweight, void *scratch,

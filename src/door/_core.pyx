@@ -79,8 +79,8 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, accumulat
 
     Notes
     -----
-    At most 3 ulp from the exact result (2 without weight) over the whole float32 range. A row
-    gives the same bits whatever the batch, threads, strides or CPU.
+    At most 4 ulp from the exact result (3 without an offset, 2 without weight) over the whole
+    float32 range. A row gives the same bits whatever the batch, threads, strides or CPU.
 
     Ctrl-C raises KeyboardInterrupt within 2**24 elements, or one row for each thread if that is
     more. The first rows of `out` are then done; none are, if its layout needed a copy.
@@ -98,8 +98,8 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
                       accumulate=False):
     """Carry a gradient back through `rms_norm`.
 
-    With ``g = dy * (weight_offset + weight)`` and ``xhat = x / sqrt(mean(x**2) + eps)``:
-    ``dx = (g - xhat * mean(g * xhat)) / sqrt(mean(x**2) + eps)``, over the last axis, and
+    With ``g = dy * (weight_offset + weight)``, ``rms = sqrt(mean(x**2) + eps)`` and
+    ``xhat = x / rms``: ``dx = (g - xhat * mean(g * xhat)) / rms``, over the last axis, and
     ``dweight = sum of dy * xhat`` over all rows.
 
     Parameters
@@ -137,10 +137,9 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
 
     Notes
     -----
-    Beside its own rounding, dx is within 2e-6 of its row's largest element, plus
-    ``(n + 512) / 2**56`` of the row's largest ``|g| / rms``: float64's own error, which counts only
-    if dx cancels to almost nothing (docs/numerics.md). dweight is within 1e-6 of the sum of
-    ``|dy * xhat|``, and its order of summation depends on the number of rows alone.
+    An element of dx is within 1e-6 of ``(|g| + |xhat| * mean(|g * xhat|)) / rms``, the magnitudes
+    of its own terms, plus 2**-149 (docs/numerics.md). dweight, beside its own rounding, is within
+    1e-6 of the sum of ``|dy * xhat|``; its order of summation depends on the number of rows alone.
 
     Ctrl-C raises KeyboardInterrupt within 2**24 elements, or a 64th of the rows (32 at least) for
     each thread if that is more. Some rows of `dx` are then done, the others and
