@@ -10,11 +10,11 @@ from libc.math cimport fabs
 from kernels.job cimport BY_FLOAT64, Job, Path
 from kernels.simd cimport (
     EIGHT, SIXTEEN, VEC, WIDE, absolute, add_product, keep_part, larger, largest, splat, splat_wide,
-    total, vec, wide, widen_folded, widen_half,
+    vec, wide, widen_folded, widen_half,
 )
 
 # dx = dy / rms * weight - x * slope, with slope = mean / rms**2. In float32 dy / rms is scaled by
-# LIFT_DY, a power of two, so that no term of dweight, dy / rms * x, is subnormal; LOWER_DY undoes it.
+# LIFT_DY, a power of two, so that it is never subnormal, for dweight; LOWER_DY undoes it.
 cdef float LIFT_DY = 2.0 ** 40
 cdef float LOWER_DY = 2.0 ** -40
 
@@ -47,33 +47,25 @@ cdef struct Lanes:      # 8 a sum
     vec dy_peak
 
 
-cdef inline void multiply(vec* xx, vec* gx, Lanes* lanes, const float* dy, const float* x,
-                          const Job* job, Py_ssize_t i, Py_ssize_t end,
-                          bint weighted) noexcept nogil:
-    """Compute x * x and g * x of at most VEC columns from i on; zeros past the end."""
-    cdef vec g, x_vec
-    xx[0] = gx[0] = splat(0)
-    if i < end:
-        g = take_vec(dy + i, end - i)
-        x_vec = take_vec(x + i, end - i)
-        lanes.dy_peak = larger(absolute(g), lanes.dy_peak)
-        if weighted:
-            g = g * factor_vec(job, i, end - i)
-        gx[0] = g * x_vec
-        xx[0] = x_vec * x_vec
-
-
 cdef inline void add_quad(vec* xx, vec* gx, Lanes* lanes, const float* dy, const float* x,
                           const Job* job, Py_ssize_t i, Py_ssize_t end,
                           bint weighted) noexcept nogil:
-    """Compute (a + b) + (c + d) of products 16 columns apart."""
-    cdef vec xx_b, gx_b, xx_c, gx_c, xx_d, gx_d
-    multiply(xx, gx, lanes, dy, x, job, i, end, weighted)
-    multiply(&xx_b, &gx_b, lanes, dy, x, job, i + 16, end, weighted)
-    multiply(&xx_c, &gx_c, lanes, dy, x, job, i + 32, end, weighted)
-    multiply(&xx_d, &gx_d, lanes, dy, x, job, i + 48, end, weighted)
-    xx[0] = (xx[0] + xx_b) + (xx_c + xx_d)
-    gx[0] = (gx[0] + gx_b) + (gx_c + gx_d)
+    """Compute x * x and g * x of at most VEC columns from i on, and add them to those 16, 32 and 48
+    columns further on: (a + b) + (c + d). Zeros past the end."""
+    cdef vec[4] squares, products
+    cdef vec g, x_vec
+    cdef int k
+    for k in range(4):
+        squares[k] = products[k] = splat(0)
+        if i < end:
+            g, x_vec = take_vec(dy + i, end - i), take_vec(x + i, end - i)
+            lanes.dy_peak = larger(absolute(g), lanes.dy_peak)
+            if weighted:
+                g = g * factor_vec(job, i, end - i)
+            squares[k], products[k] = x_vec * x_vec, g * x_vec
+        i += 16
+    xx[0] = (squares[0] + squares[1]) + (squares[2] + squares[3])
+    gx[0] = (products[0] + products[1]) + (products[2] + products[3])
 
 
 cdef inline void add_64(Lanes* lanes, const float* dy, const float* x, const Job* job, Py_ssize_t i,
@@ -94,10 +86,6 @@ cdef inline void add_64(Lanes* lanes, const float* dy, const float* x, const Job
                 lanes.gx[k] = lanes.gx[k] + widen_half(gx + gx_odd, h)
 
 
-cdef inline double fold_8(wide* lanes) noexcept nogil:
-    return total(lanes[0]) if EIGHT == 1 else fold(lanes, EIGHT)
-
-
 cdef inline void sum_for_weight(Batch* batch, const Job* job, bint weighted) noexcept nogil:
     """Sum the rows of a batch, compiled with and without a weight."""
     cdef Lanes lanes
@@ -115,8 +103,8 @@ cdef inline void sum_for_weight(Batch* batch, const Job* job, bint weighted) noe
             i += 64
         if i < n:
             add_64(&lanes, dy, x, job, i, n, weighted)
-        batch.squares[row] = fold_8(lanes.xx)
-        batch.products[row] = fold_8(lanes.gx)
+        batch.squares[row] = fold(lanes.xx, EIGHT)
+        batch.products[row] = fold(lanes.gx, EIGHT)
         batch.dy_peak[row] = largest(lanes.dy_peak)
         dy += job.dy_stride
         x += job.x_stride

@@ -3,7 +3,8 @@
 
 cdef enum Path:     # how y is computed from x, 1 / rms and the weight
     UNWEIGHTED
-    PLAIN           # every |weight_offset + weight| is at most 2
+    PLAIN           # no weight_offset, and every |weight| is at most 2
+    OFFSET          # every |weight_offset + weight| is at most 2
     LIFTED          # at most 2**44: 1 / rms is scaled by a power of two
     BY_FLOAT64      # larger ones, and a weight_offset that float32 does not hold
 

@@ -3,7 +3,7 @@
 from libc.math cimport INFINITY, fabs
 
 from kernels.job cimport (
-    ACCUMULATE, BY_FLOAT64, FETCH, LIFTED, PLAIN, STORE, STREAM, UNWEIGHTED, Job, Path, Store,
+    ACCUMULATE, BY_FLOAT64, FETCH, LIFTED, OFFSET, PLAIN, STORE, STREAM, UNWEIGHTED, Job, Path, Store,
 )
 from kernels.simd cimport (
     LANES, VEC, WIDE, absolute, larger, largest, load, load_wide, root, splat,
@@ -67,7 +67,9 @@ cdef Path choose_path(const Job* job) noexcept nogil:
                 highest = value
     if highest > LIFTED_WEIGHT:
         return BY_FLOAT64
-    return PLAIN if highest <= PLAIN_WEIGHT else LIFTED
+    if highest > PLAIN_WEIGHT:
+        return LIFTED
+    return PLAIN if job.weight_offset == 0 else OFFSET
 
 
 cdef void invert(double* inv_rms, const double* squares, const Job* job) noexcept nogil:
@@ -97,11 +99,10 @@ cdef inline void scale_vector(float* y, const float* x, const float* ahead, cons
     Error: 1 u for inv_rms, 1 u for weight_offset + weight, 1 u a product; LIFT and LOWER change no
     bits.
     """
-    cdef vec value = take_vec(x + i, count), inv_rms = splat(by.inv_rms)
-    if path == UNWEIGHTED:
-        value = value * inv_rms
-    else:
-        value = value * inv_rms * (take_vec(by.weight + i, count) + splat(by.offset))
+    cdef vec value = take_vec(x + i, count) * splat(by.inv_rms), factor
+    if path != UNWEIGHTED:
+        factor = take_vec(by.weight + i, count)
+        value = value * (factor if path == PLAIN else factor + splat(by.offset))
     if path == LIFTED:
         value = value * splat(LOWER)
     if mode == STREAM:
@@ -191,6 +192,8 @@ cdef void scale_batch(float* y, const float* x, Py_ssize_t x_stride, const doubl
         scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, PLAIN)
     elif job.path == UNWEIGHTED:
         scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, UNWEIGHTED)
+    elif job.path == OFFSET:
+        scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, OFFSET)
     elif job.path == LIFTED:
         scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, LIFTED)
     else:

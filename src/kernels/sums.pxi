@@ -13,7 +13,7 @@ from kernels.simd cimport (
 
 
 cdef inline double fold(wide* lanes, int parts) noexcept nogil:
-    """Return the sum of `parts` vectors of lanes, a power of two from 2 to 32."""
+    """Return the sum of `parts` vectors of lanes, a power of two from 1 to 32."""
     cdef int k
     if parts > 16:
         for k in range(16):
@@ -27,7 +27,7 @@ cdef inline double fold(wide* lanes, int parts) noexcept nogil:
     if parts > 2:
         for k in range(2):
             lanes[k] = lanes[k] + lanes[k + 2]
-    return total(lanes[0] + lanes[1])
+    return total(lanes[0] + lanes[1] if parts > 1 else lanes[0])
 
 
 cdef inline void add_squares(wide* lanes, const float* x, int count) noexcept nogil:
