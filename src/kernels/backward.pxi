@@ -3,7 +3,7 @@
 # With g = dy * weight and xhat = x * inv_rms, the gradient of y = xhat * weight is
 #     dx = inv_rms * (g - xhat * mean(g * xhat)),    dweight = sum over rows of dy * xhat
 # (the chain rule through 1 / rms; never 1 / rms**3, which leaves float32 at rms 1e13).
-# Phase one takes the sums of a row, phase two writes dx while the row is still in cache.
+# Phase one sums over a row, phase two writes dx while the row is still in cache.
 
 from libc.math cimport sqrt
 from libc.string cimport memset
@@ -18,7 +18,7 @@ from machine.caches cimport floats_to_line, prefetch, prefetch_write
 
 cdef void start_batch(Batch* batch, const Job* job, Py_ssize_t first,
                       Py_ssize_t count) noexcept nogil:
-    """Phase one of a batch. batch OUT; its rows past `count` are computed, and unused."""
+    """Phase one of a batch. batch OUT; its rows past `count` are unused."""
     cdef wide inv_rms, mean, lift = splat_wide(1 if job.weight == NULL else LIFT_DY)
     cdef Py_ssize_t r = 0
     batch.first, batch.count = first, count
@@ -108,7 +108,7 @@ cdef inline void gradient_vectors(const Group* group, const Row* one, const Row*
                                   bint pair) noexcept nogil:
     """Phase two in float32 for whole vectors, [i, end) of a row or of a pair of rows.
 
-    A pair shares the loads of terms and weight, and the stores of terms. Both rows are loaded before
+    A pair shares the loads of terms and weight, and the stores of terms. Load both rows before
     either is stored: rows a multiple of 4 KiB apart look alike to the store buffer. one.dx, two.dx
     (n,) OUT, or IN-OUT to ACCUMULATE; group.terms (n,) OUT or IN-OUT.
     """
@@ -116,7 +116,7 @@ cdef inline void gradient_vectors(const Group* group, const Row* one, const Row*
     cdef Row a = one[0], b = two[0]
     cdef Group sums = group[0]
     cdef const float* weight = job.weight
-    cdef vec offset = splat(job.offset32), sum = splat(0), factor = splat(0)
+    cdef vec offset = splat(job.offset32), factor = splat(0), sum
     cdef vec a_inv = splat(a.inv32), a_slope = splat(a.slope32), a_dy, a_x, a_term
     cdef vec b_inv = splat(b.inv32), b_slope = splat(b.slope32), b_dy, b_x, b_term
     while i < end:
@@ -136,7 +136,6 @@ cdef inline void gradient_vectors(const Group* group, const Row* one, const Row*
 
 
 cdef inline void write(const Row* row, Py_ssize_t i, vec value, Store mode) noexcept nogil:
-    """Write a vector of dx."""
     if mode == STREAM:
         stream(row.dx + i, value)
         prefetch(row.dy + row.dy_ahead + i)
@@ -286,11 +285,8 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
 
 
 cdef bint backward_few(const Job* job, float* dweight) noexcept nogil:
-    """Backward of at most 8 rows, with dweight (n,) OUT, or NULL, summed in place in float32.
-
-    Return False, and write nothing, if a row does not fit float32. Float64 sums of dweight, zeroed,
-    added to and rounded, would be most of the work beside a single row.
-    """
+    """Backward of at most 8 rows, dweight (n,) OUT, or NULL, summed in place in float32: float64
+    would be most of the work. Return False, and write nothing, if a row does not fit."""
     cdef Batch batch
     cdef Group group
     cdef Py_ssize_t row

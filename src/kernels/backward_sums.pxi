@@ -1,9 +1,9 @@
 # Backward, phase one: a row's sums in float32 trees of 8, added in float64; and whether float32 is
 # enough for its phase two.
 #
-# The order of both sums: floats come in blocks of 64, eights e0 to e7; the last block is padded with
-# zeros. Lane k of 8 takes ((e0 + e2) + (e4 + e6)) + ((e1 + e3) + (e5 + e7)) of each block in float32,
-# and adds these in float64. The lanes are folded 4 + 4, 2 + 2, 1 + 1.
+# The order of both sums: floats come in blocks of 64, eights e0 to e7; the last block is padded
+# with zeros. Lane k of 8 takes ((e0 + e2) + (e4 + e6)) + ((e1 + e3) + (e5 + e7)) of each block in
+# float32, and adds these in float64. The lanes are folded 4 + 4, 2 + 2, 1 + 1.
 
 from libc.math cimport fabs
 
@@ -28,17 +28,17 @@ cdef double SMALL_MEAN = 2.0 ** -80
 cdef double LARGE_SLOPE = 2.0 ** 90
 
 
-cdef struct Batch:
+cdef struct Batch:              # of at most 8 rows
     Py_ssize_t first            # row
     Py_ssize_t count
-    double[BATCH] squares       # sum of x * x
-    double[BATCH] products      # sum of g * x, g = dy * (weight_offset + weight)
-    double[BATCH] inv_rms
-    double[BATCH] mean          # of g * xhat
-    float[BATCH] dy_peak        # the largest |dy|
-    float[BATCH] inv32          # 1 / rms, times LIFT_DY if there is a weight
-    float[BATCH] slope32        # mean / rms**2
-    bint[BATCH] fits_float32    # phase two may run in float32
+    double[8] squares       # sum of x * x
+    double[8] products      # sum of g * x, g = dy * (weight_offset + weight)
+    double[8] inv_rms
+    double[8] mean          # of g * xhat
+    float[8] dy_peak        # the largest |dy|
+    float[8] inv32          # 1 / rms, times LIFT_DY if there is a weight
+    float[8] slope32        # mean / rms**2
+    bint[8] fits_float32    # phase two may run in float32
 
 
 cdef struct Lanes:      # 8 a sum
@@ -149,7 +149,7 @@ cdef void sum_row_wide(double* squares, double* products, Py_ssize_t row,
 
 
 cdef inline bint fits_float32(const Batch* batch, Py_ssize_t r, const Job* job) noexcept nogil:
-    """Return whether float32 gives dx within 15 u of the magnitudes of its terms (docs/numerics.md).
+    """Return whether float32 gives dx within 15 u of its terms' magnitudes (docs/numerics.md).
 
     A sum that overflowed is Inf or NaN here, and fails. A dy of zeros has a mean of 0, and fits.
     """

@@ -2,10 +2,10 @@
 # of them in cache. A split row comes with its sum of squares. How a row is computed depends on its
 # own values, weight and eps, never on the rows beside it.
 
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from kernels.job cimport STREAM, GradientSums, Job
-from kernels.simd cimport stream_fence
+from kernels.simd cimport WIDE, splat_wide, store_wide, stream_fence
 
 
 cdef inline void norm_rows(const Job* job, Py_ssize_t first, Py_ssize_t last,
@@ -15,7 +15,11 @@ cdef inline void norm_rows(const Job* job, Py_ssize_t first, Py_ssize_t last,
     cdef Py_ssize_t count, ahead, stride = job.residual_stride if add else job.x_stride
     cdef const float* x
     cdef float* residual
-    memset(squares, 0, sizeof(squares))
+    cdef bint within
+    count = 0
+    while count < min(job.batch, last - first):     # invert takes whole wides
+        store_wide(squares + count, splat_wide(0))
+        count += WIDE
     while first < last:
         count = min(job.batch, last - first)
         x = job.x + first * job.x_stride
@@ -27,10 +31,10 @@ cdef inline void norm_rows(const Job* job, Py_ssize_t first, Py_ssize_t last,
             memcpy(squares, job.squares + first, count * sizeof(double))
         else:
             sum_squares(squares, x, stride, count, job.n)
-        invert(inv_rms, squares, job)
+        within = invert(inv_rms, squares, count, job)
         ahead = max(<Py_ssize_t>0, min(first + job.ahead, last - job.batch))
         scale_batch(job.y + first * job.y_stride, x, stride, inv_rms,
-                    job.x + ahead * job.x_stride, count, job)
+                    job.x + ahead * job.x_stride, count, within, job)
         first += count
     if job.store == STREAM:
         stream_fence()

@@ -51,7 +51,7 @@ ctypedef struct Job:
     # How the job uses this machine's caches. No bit depends on it, except ACCUMULATE.
     Store store
     Py_ssize_t ahead        # to STREAM: distance in rows to the row that is prefetched
-    Py_ssize_t batch        # 1 to 8: rows whose sums are taken before the first of them is scaled
+    Py_ssize_t batch        # rows, at most 32, in backward 8: summed before the first is scaled
 
 ctypedef struct GradientSums:   # of the weight, each to the end of its last cache line
     double* dweight         # (n,) IN-OUT

@@ -3,7 +3,8 @@
 from libc.math cimport INFINITY, fabs
 
 from kernels.job cimport (
-    ACCUMULATE, BY_FLOAT64, FETCH, LIFTED, OFFSET, PLAIN, STORE, STREAM, UNWEIGHTED, Job, Path, Store,
+    ACCUMULATE, BY_FLOAT64, FETCH, LIFTED, OFFSET, PLAIN, STORE, STREAM, UNWEIGHTED, Job, Path,
+    Store,
 )
 from kernels.simd cimport (
     LANES, VEC, WIDE, absolute, larger, largest, load, load_wide, root, splat,
@@ -14,7 +15,7 @@ from machine.caches cimport floats_to_line, prefetch, prefetch_write
 cdef enum:
     LINE = 16       # floats in a cache line
     DISTANCE = 128  # floats from the line in work to the one that is prefetched
-    BATCH = 8       # rows at most whose sums are taken before the first of them is scaled
+    BATCH = 32      # rows at most whose sums are taken before the first of them is scaled
 
 # x / rms may be subnormal, for an element far below its row's rms or under a large eps, and a
 # weight above 2 would magnify the bits that it lost. So 1 / rms is multiplied by LIFT first and the
@@ -28,6 +29,8 @@ cdef float LOWER = 2.0 ** -63
 # float32, with and without LIFT.
 cdef double SMALL_INV = 2.0 ** -126
 cdef double LARGE_INV = 2.0 ** 64
+cdef double SMALL_SQUARE = 2.0 ** -126      # well within the same bounds for 1 / rms
+cdef double LARGE_SQUARE = 2.0 ** 250
 
 
 cdef float peak(const float* weight, float offset, Py_ssize_t n) noexcept nogil:
@@ -72,12 +75,25 @@ cdef Path choose_path(const Job* job) noexcept nogil:
     return PLAIN if job.weight_offset == 0 else OFFSET
 
 
-cdef void invert(double* inv_rms, const double* squares, const Job* job) noexcept nogil:
-    """Compute 1 / rms of a batch. inv_rms (8,) OUT; squares (8,) IN, the last of them unused."""
-    cdef Py_ssize_t k
-    for k in range(0, BATCH // WIDE):
-        store_wide(inv_rms + WIDE * k, splat_wide(1) / root(
-            load_wide(squares + WIDE * k) * splat_wide(job.inv_n) + splat_wide(job.eps)))
+cdef inline bint invert(double* inv_rms, const double* squares, Py_ssize_t rows,
+                        const Job* job) noexcept nogil:
+    """Compute 1 / rms of a batch; return whether float32 holds it for every row, LIFTED too.
+
+    inv_rms OUT, squares IN (rows,), and the rest of a wide. The test is on rms**2, which is known
+    long before 1 / rms.
+    """
+    cdef wide mean
+    cdef double[WIDE] means
+    cdef Py_ssize_t r = 0, k
+    cdef bint within = True
+    while r < rows:
+        mean = load_wide(squares + r) * splat_wide(job.inv_n) + splat_wide(job.eps)
+        store_wide(inv_rms + r, splat_wide(1) / root(mean))
+        store_wide(means, mean)
+        for k in range(min(<Py_ssize_t>WIDE, rows - r)):
+            within = within and SMALL_SQUARE <= means[k] <= LARGE_SQUARE
+        r += WIDE
+    return within
 
 
 cdef struct Scale:      # the factors of a row
@@ -150,38 +166,41 @@ cdef inline void scale_row(float* y, const float* x, const Scale* by, Py_ssize_t
 
 cdef inline void scale_for_store(float* y, const float* x, Py_ssize_t x_stride,
                                  const double* inv_rms, const float* ahead, Py_ssize_t rows,
-                                 const Job* job, Path path, Store mode) noexcept nogil:
+                                 bint within, const Job* job, Path path,
+                                 Store mode) noexcept nogil:
     """Scale the rows of a batch: in float32 if it holds 1 / rms, else in float64."""
-    cdef Py_ssize_t row
+    # Locals: stores to y may alias the job.
+    cdef Py_ssize_t row, n = job.n, y_stride = job.y_stride, ahead_stride = job.x_stride
     cdef Scale by
     by.weight, by.offset = job.weight, job.offset32
     for row in range(rows):
-        if SMALL_INV <= inv_rms[row] <= LARGE_INV:
+        if within or SMALL_INV <= inv_rms[row] <= LARGE_INV:
             by.inv_rms = <float>inv_rms[row] * LIFT if path == LIFTED else <float>inv_rms[row]
-            scale_row(y, x, &by, job.n, ahead, path, mode)
+            scale_row(y, x, &by, n, ahead, path, mode)
         else:
             scale_row_wide(y, x, inv_rms[row], job)
-        y += job.y_stride
+        y += y_stride
         x += x_stride
-        ahead += job.x_stride
+        ahead += ahead_stride
 
 
 cdef inline void scale_for_path(float* y, const float* x, Py_ssize_t x_stride,
                                 const double* inv_rms, const float* ahead, Py_ssize_t rows,
-                                const Job* job, Path path) noexcept nogil:
+                                bint within, const Job* job, Path path) noexcept nogil:
     """Call scale_for_store, compiled for each mode."""
     if job.store == STORE:
-        scale_for_store(y, x, x_stride, inv_rms, ahead, rows, job, path, STORE)
+        scale_for_store(y, x, x_stride, inv_rms, ahead, rows, within, job, path, STORE)
     elif job.store == FETCH:
-        scale_for_store(y, x, x_stride, inv_rms, ahead, rows, job, path, FETCH)
+        scale_for_store(y, x, x_stride, inv_rms, ahead, rows, within, job, path, FETCH)
     elif job.store == STREAM:
-        scale_for_store(y, x, x_stride, inv_rms, ahead, rows, job, path, STREAM)
+        scale_for_store(y, x, x_stride, inv_rms, ahead, rows, within, job, path, STREAM)
     else:
-        scale_for_store(y, x, x_stride, inv_rms, ahead, rows, job, path, ACCUMULATE)
+        scale_for_store(y, x, x_stride, inv_rms, ahead, rows, within, job, path, ACCUMULATE)
 
 
 cdef void scale_batch(float* y, const float* x, Py_ssize_t x_stride, const double* inv_rms,
-                      const float* ahead, Py_ssize_t rows, const Job* job) noexcept nogil:
+                      const float* ahead, Py_ssize_t rows, bint within,
+                      const Job* job) noexcept nogil:
     """y = x / rms * (weight_offset + weight) for the rows of a batch.
 
     y (rows, n) OUT, or IN-OUT to ACCUMULATE; x (rows, n), inv_rms (rows,) IN; ahead (rows, n) is
@@ -189,13 +208,13 @@ cdef void scale_batch(float* y, const float* x, Py_ssize_t x_stride, const doubl
     """
     cdef Py_ssize_t row
     if job.path == PLAIN:
-        scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, PLAIN)
+        scale_for_path(y, x, x_stride, inv_rms, ahead, rows, within, job, PLAIN)
     elif job.path == UNWEIGHTED:
-        scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, UNWEIGHTED)
+        scale_for_path(y, x, x_stride, inv_rms, ahead, rows, within, job, UNWEIGHTED)
     elif job.path == OFFSET:
-        scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, OFFSET)
+        scale_for_path(y, x, x_stride, inv_rms, ahead, rows, within, job, OFFSET)
     elif job.path == LIFTED:
-        scale_for_path(y, x, x_stride, inv_rms, ahead, rows, job, LIFTED)
+        scale_for_path(y, x, x_stride, inv_rms, ahead, rows, within, job, LIFTED)
     else:
         for row in range(rows):
             scale_row_wide(y + row * job.y_stride, x + row * x_stride, inv_rms[row], job)

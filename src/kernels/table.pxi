@@ -24,7 +24,8 @@ include "kernels/scale.pxi"
 include "kernels/forward.pxi"
 # gives sum_batch, sum_row_wide, fits_float32, backward_path, Batch, *_DY; uses loads, sums, scale
 include "kernels/backward_sums.pxi"
-# gives backward, backward_few, row_products, add_block, store_dweight; uses loads, scale, backward_sums
+# gives backward, backward_few, row_products, add_block, store_dweight;
+# uses loads, scale, backward_sums
 include "kernels/backward.pxi"
 
 

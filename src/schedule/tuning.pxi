@@ -48,7 +48,7 @@ cdef inline void tune(Job* job, int arrays, const float* output, Py_ssize_t stri
         job.store = STREAM
     else:
         job.store = FETCH if FETCHES else STORE
-    job.batch = 8
+    job.batch = 32 if job.dx == NULL else 8
     while job.batch > least and job.batch * row_bytes > L1:
         job.batch = job.batch // 2
     # The row to prefetch is at least 4 KiB further on.
