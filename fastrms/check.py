@@ -18,13 +18,17 @@ from . import _arguments, _core, _output, reference
 # most u of the result.
 FORWARD_ULP = 3.0
 FORWARD_ULP_UNWEIGHTED = 2.0
-# Relative to the largest |dx| of the row: 33 u (docs/numerics.md has the proof).
-DX = 2e-6
+# One more, because weight_offset + weight is rounded to float32 before the product.
+FORWARD_ULP_OFFSET = 4.0
+# Relative to dx_terms, element by element: 15 u, dx's own rounding included (docs/numerics.md has
+# the proof). Products may be subnormal, which adds ROUNDING.
+DX = 1e-6
 # Relative to the column's sum of |dy * xhat|, beyond the rounding of the result. Float32 sums over
-# groups of 8 rows take 10 u of it.
+# groups of 8 rows take 12 u of it.
 DWEIGHT = 1e-6
 
 ROUNDING = 2.0**-149
+LARGEST = float(np.finfo(np.float32).max)
 SHAPES = (
     (1, 1),
     (3, 7),
@@ -48,36 +52,41 @@ def ulp_errors(result, exact):
     """Return each error in units in the last place of the exact result; NaN at NaN and Inf."""
     with np.errstate(all="ignore"):
         # Not np.spacing of the rounded result: below a power of two that is the unit above it.
-        unit = np.ldexp(1.0, np.maximum(np.frexp(exact)[1] - 24, -149))
+        exponent = np.where(exact == 0, -149, np.frexp(exact)[1] - 24)
+        unit = np.ldexp(1.0, np.maximum(exponent, -149))
         return np.abs(result.astype(np.float64) - exact) / unit
 
 
-def float64_noise(n):
-    """Return float64's error in dx, as a fraction of the row's largest |dy * weight| / rms.
+def forward_ulp(weight, weight_offset=0.0):
+    """Return the bound on the error of y in ulp, for these arguments of a call."""
+    if weight is None:
+        return FORWARD_ULP_UNWEIGHTED
+    return FORWARD_ULP if weight_offset == 0 else FORWARD_ULP_OFFSET
 
-    dx is the difference of two terms of that size. The second contains 1 / rms twice, so it carries
-    the roundings of both sums (n / 16 + 4 each, over 16 lanes) and some ten more. Where dy is
-    nearly x / rms, dx is only eps / rms**2 of its terms: below 4e-9 of them (n = 64), even float64
-    may miss dx by more than 2e-6 of it.
+
+def dx_terms(dy, x, weight, eps, weight_offset=0.0):
+    """Return ``(|g| + |xhat| * mean|g * xhat|) / rms``, the magnitudes that dx is made of.
+
+    As in the reference, ``g = dy * (weight_offset + weight)`` and ``xhat = x / rms``.
     """
-    return (64 + n / 8) * 2.0**-53
-
-
-def dx_error(dx, exact, dy, x, weight, eps):
-    """Return the largest error of dx beyond its rounding, relative to its row's largest exact |dx|.
-
-    float64_noise is taken off too: the one exemption, for rows whose dx cancels to nearly nothing.
-    """
+    dy, x = dy.astype(np.float64), x.astype(np.float64)
     with np.errstate(all="ignore"):
-        x = x.astype(np.float64)
-        g = dy.astype(np.float64) * (1.0 if weight is None else weight.astype(np.float64))
-        rms = np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
-        noise = float64_noise(x.shape[-1]) * np.abs(g / rms).max(axis=-1, keepdims=True)
-        largest = np.abs(exact).max(axis=-1, keepdims=True)
-        error = np.abs(dx.astype(np.float64) - exact) - noise - ROUNDING
-        beyond = np.isfinite(noise) & (noise > np.finfo(np.float32).max) & ~np.isnan(dx)
-        error = np.where(beyond, 0, error)  # dx may be Inf there
-        share = np.where(error <= 0, 0, error / largest)
+        rms = reference._rms(x, eps)
+        xhat = np.abs(x / rms)
+        g = np.abs(dy * reference._factor(weight, weight_offset))
+        return (g + xhat * reference._mean(g * xhat)) / rms
+
+
+def dx_error(dx, exact, dy, x, weight, eps, weight_offset=0.0):
+    """Return the largest error of dx beyond ROUNDING, as a multiple of its element's dx_terms.
+
+    An Inf is no error where DX times the terms is more than float32's largest number.
+    """
+    terms = dx_terms(dy, x, weight, eps, weight_offset)
+    with np.errstate(all="ignore"):
+        error = np.abs(dx.astype(np.float64) - exact) - ROUNDING
+        beyond = np.isinf(dx) & np.isfinite(terms) & (DX * terms > LARGEST)
+        share = np.where((error <= 0) | beyond, 0, error / terms)
     return float(_unless_same(share, dx, exact).max(initial=0.0))
 
 
@@ -93,12 +102,13 @@ def dweight_error(dweight, exact, dy, x, eps):
 
 
 def _unless_same(error, result, exact):
-    """Return 0 where the result is the exact one, rounded, and infinity where the error is NaN.
+    """Return 0 where both are NaN, or round to the same Inf, and infinity where the error is NaN.
 
     The error is NaN where only one of the two is NaN or Inf, and max() would pass over it.
     """
     with np.errstate(all="ignore"):
-        same = (result == exact.astype(np.float32)) | (np.isnan(result) & np.isnan(exact))
+        same = np.isinf(result) & (result == exact.astype(np.float32))
+    same |= np.isnan(result) & np.isnan(exact)
     return np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
 
 
@@ -229,17 +239,21 @@ def _residual_add(case):
     return ulps(stream, reference.residual_add(case.x, expected, 0.5).astype(np.float64))
 
 
-ULP, OF_LARGEST = "ulp", "of the row's largest"
+ULP, OF_TERMS = "ulp", "of its terms"
 # name: (measure, its bound, the unit of both)
 MEASURES = {
     "rms_norm": (lambda case: _forward(case, case.weight), FORWARD_ULP, ULP),
     "no weight": (lambda case: _forward(case, None), FORWARD_ULP_UNWEIGHTED, ULP),
-    "1 + weight": (lambda case: _forward(case, case.weight, weight_offset=1.0), FORWARD_ULP, ULP),
+    "1 + weight": (
+        lambda case: _forward(case, case.weight, weight_offset=1.0),
+        FORWARD_ULP_OFFSET,
+        ULP,
+    ),
     "add_rms_norm": (_add_forward, FORWARD_ULP, ULP),
-    "dx": (_dx, DX, OF_LARGEST),
+    "dx": (_dx, DX, OF_TERMS),
     "dweight": (_dweight, DWEIGHT, "of sum |dy * x / rms|"),
     "residual_add": (_residual_add, 0.0, ULP),
     "rms_scale": (_rms_scale, FORWARD_ULP, ULP),
-    "split dx": (_split_dx, DX, OF_LARGEST),
+    "split dx": (_split_dx, DX, OF_TERMS),
 }
 THREADS = (1, 2, 3)

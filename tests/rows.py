@@ -11,11 +11,11 @@ import numpy as np
 
 
 class Rows(NamedTuple):
-    """The arguments of rms_norm_backward; dy and x are (rows, n), weight is (n,)."""
+    """The arguments of rms_norm_backward; dy and x are (rows, n), weight is (n,) or None."""
 
     dy: np.ndarray
     x: np.ndarray
-    weight: np.ndarray
+    weight: np.ndarray | None
     eps: float
 
 
@@ -160,6 +160,36 @@ def one_channel(rng, rows, n):
     return _rows(rng, x)
 
 
+def outlier_gradient(rng, rows, n):
+    """Make one element of dy, and in every other row one of x too, 1e3 to 1e6 times the rest."""
+    x, dy = rng.standard_normal((2, rows, n))
+    every = np.arange(rows)
+    dy[every, rng.integers(n, size=rows)] *= 10 ** rng.uniform(3, 6, rows)
+    x[every[::2], rng.integers(n, size=rows)[::2]] *= 10 ** rng.uniform(3, 6, rows)[::2]
+    return _rows(rng, x, dy)
+
+
+def _log_normal(sigma):
+    """Return a family of x, dy and weight of either sign, log-normal with this sigma."""
+
+    def make(rng, rows, n):
+        x, dy, weight = (
+            rng.lognormal(0, sigma, shape) * rng.choice((-1, 1), shape)
+            for shape in ((rows, n), (rows, n), n)
+        )
+        return _rows(rng, x, dy, weight, eps=float(rng.choice((0.0, 1e-5))))
+
+    return make
+
+
+def disjoint(rng, rows, n):
+    """Make dy zero wherever x is not: mean(g * xhat) is 0, and so is dx where x is not."""
+    x, dy = rng.standard_normal((2, rows, n))
+    x[:, 1::2] = 0
+    dy[:, ::2] = 0
+    return _rows(rng, x, dy)
+
+
 FAMILIES = {
     "outlier pair": _outliers(2),
     "outlier triple": _outliers(3),
@@ -183,16 +213,28 @@ FAMILIES = {
     "subnormal terms": subnormal_terms,
     "sinks": sinks,
     "one channel": one_channel,
+    "outlier gradient": outlier_gradient,
+    "log-normal, 2 sigma": _log_normal(2),
+    "log-normal, 4 sigma": _log_normal(4),
+    "disjoint": disjoint,
 }
+
+
+def with_offset(rng, rows):
+    """Return the rows with weights for an offset of 1, such that their sum is no float32."""
+    factor = rows.weight * (1 + 2.0**-24 * rng.uniform(-1, 1, rows.weight.shape))
+    return rows._replace(weight=(factor - 1).astype(np.float32))
 
 
 def exact(rows, weight_offset=0.0):
     """Return xhat (y without a weight), y, dx and dweight in longdouble."""
-    dy, x, weight = (np.asarray(part, np.longdouble) for part in rows[:3])
+    dy, x = (part.astype(np.longdouble) for part in rows[:2])
     n = x.shape[-1]
     rms = np.sqrt((x * x).sum(axis=-1, keepdims=True) / n + np.longdouble(rows.eps))
     xhat = x / rms
-    factor = np.longdouble(weight_offset) + weight
+    factor = np.longdouble(1)
+    if rows.weight is not None:
+        factor = np.longdouble(weight_offset) + rows.weight.astype(np.longdouble)
     g = dy * factor
     dx = (g - xhat * ((g * xhat).sum(axis=-1, keepdims=True) / n)) / rms
     return xhat, xhat * factor, dx, (dy * xhat).sum(axis=0)

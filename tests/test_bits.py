@@ -10,8 +10,6 @@ import pytest
 import fastrms
 from fastrms import _core
 
-from .conftest import SEED
-
 # Both sides of a vector's length, one block, many blocks, enough work for several threads.
 SHAPES = ((1, 1), (3, 7), (5, 64), (17, 65), (199, 129), (40, 4096), (1031, 129))
 # Plain values, and values whose squares underflow or overflow in float32.
@@ -60,33 +58,32 @@ def test_instruction_sets_and_threads(restore, shape, scaled, draw, eps):
 
 @pytest.mark.parametrize("largest", [1, 8])
 def test_forward_rounds_where_numerics_says(isa, draw, largest):
-    """Repeat the steps of docs/numerics.md in NumPy: both paths of weights, and 1 + weight."""
+    """Repeat the steps of docs/numerics.md in NumPy: both paths of weights, and offsets."""
     x, weight = draw(5, 129), draw(129)
     weight[3] = largest
-    mean = np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)
-    inv_rms = (1 / np.sqrt(mean + 1e-5)).astype(np.float32)
-    factor = (weight.astype(np.float64) * inv_rms + inv_rms).astype(np.float32)
+    inv_rms = _inv_rms(x)
     assert fastrms.rms_norm(x).tobytes() == (x * inv_rms).tobytes()
-    assert fastrms.rms_norm(x, weight).tobytes() == (x * inv_rms * weight).tobytes()
-    y = fastrms.rms_norm(x, weight, weight_offset=1.0)
-    assert y.tobytes() == (x * factor).tobytes()
+    for weight_offset in (0.0, 1.0, 0.5, -1.0, -0.0, float(np.float32(0.1))):
+        factor = weight + np.float32(weight_offset)
+        y = fastrms.rms_norm(x, weight, weight_offset=weight_offset)
+        assert y.tobytes() == (x * inv_rms * factor).tobytes()
 
 
-def test_one_plus_weights_halfway_between_floats(isa):
-    """weight / rms + 1 / rms is rounded once, even where float64 rounds it to a midpoint."""
-    rms = np.random.default_rng(SEED).uniform(0.5, 2, (300, 1)).astype(np.float32)
-    inv_rms = (1 / np.sqrt(rms.astype(np.float64) ** 2 + 1e-5)).astype(np.float32)
-    weight = (np.spacing(inv_rms) * (np.arange(-12, 12) + 0.5) / inv_rms).astype(np.float32).ravel()
-    x = np.repeat(rms, weight.size, axis=1)
-    product = weight.astype(np.float64) * inv_rms
-    total = product + inv_rms
-    lost = product - (total - inv_rms)
-    halfway = (total.view(np.int64) % 2**29 == 2**28) & (lost != 0)
-    once = np.where(halfway, np.nextafter(total, np.copysign(np.inf, lost)), total)
-    factor = once.astype(np.float32)
-    assert np.count_nonzero(factor != total.astype(np.float32)) > 20
+def _inv_rms(x):
+    mean = np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)
+    return (1 / np.sqrt(mean + 1e-5)).astype(np.float32)
+
+
+def test_one_plus_weights_halfway_between_floats(isa, draw):
+    """The sum is rounded to even at a midpoint, and to the nearest beside it."""
+    halfway = ((np.arange(-40, 40) + 0.5) * 2.0**-23).astype(np.float32)
+    beside = [np.nextafter(halfway, np.float32(side)) for side in (-1, 1)]
+    weight = np.concatenate([halfway, *beside])
+    x = draw(7, weight.size)
+    factor = weight + np.float32(1)
+    assert len(np.unique(factor)) < len(weight) / 2
     y = fastrms.rms_norm(x, weight, weight_offset=1.0)
-    assert y.tobytes() == (x * factor).tobytes()
+    assert y.tobytes() == (x * _inv_rms(x) * factor).tobytes()
 
 
 @pytest.mark.parametrize("special", [np.nan, -np.nan, np.inf, -np.inf])

@@ -44,3 +44,52 @@ def test_one_wrong_element_is_reported(report, monkeypatch, function, wrong):
     code, text = report()
     assert code == 1
     assert text.endswith(" broken\n")
+
+
+def test_terms_of_dx_by_hand():
+    """The root of (1 + 49) / 2 is 5; g is 6 and -1, xhat 0.2 and 1.4, mean|g * xhat| 1.3."""
+    dy, x, weight = (np.array(values, np.float32) for values in ([3, -1], [1, 7], [1, 0]))
+    terms = check.dx_terms(dy, x, weight, 0.0, 1.0)
+    np.testing.assert_allclose(terms, [6.26 / 5, 2.82 / 5], rtol=1e-15)
+
+
+@pytest.mark.parametrize("column", [0, 3])
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_an_error_is_compared_with_the_terms_of_its_element(draw, column, share):
+    dy, x, weight = draw(2, 50), draw(2, 50), draw(50)
+    x[:, 0] *= 1e6
+    dx, _ = reference.rms_norm_backward(dy, x, weight, weight_offset=1.0)
+    terms = check.dx_terms(dy, x, weight, 1e-5, 1.0)
+    wrong = dx.copy()
+    wrong[1, column] += share * check.DX * terms[1, column] + check.ROUNDING
+    error = check.dx_error(wrong, dx, dy, x, weight, 1e-5, 1.0)
+    np.testing.assert_allclose(error, share * check.DX, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("shift", "may_be_inf"), [(60, False), (140, False), (160, True)])
+def test_an_inf_is_right_where_the_bound_is_beyond_float32(shift, may_be_inf):
+    """The exact dx is 0, its terms are 2 * 2**shift."""
+    x, exact = np.float32([1e-31]), np.zeros(1)
+
+    def error(value):
+        return check.dx_error(np.float32([value]), exact, np.ldexp(x, shift), x, None, 0.0)
+
+    assert error(np.inf) == error(-np.inf) == (0 if may_be_inf else np.inf)
+    assert error(np.nan) == np.inf
+    assert error(2.0**40) == 2.0 ** (39 - shift)
+
+
+def test_an_inf_of_the_wrong_sign_is_an_error():
+    dy, x = np.float32([np.inf, 1]), np.float32([0, 1])
+    exact = np.array([-np.inf, 1])
+    assert check.dx_error(np.float32([np.inf, 1]), exact, dy, x, None, 1.0) == np.inf
+    assert check.ulps(np.float32([np.inf, 1]), exact) == np.inf
+
+
+def test_an_error_where_the_exact_result_is_zero():
+    """Terms of 0 leave 2**-149, and the ulp of 0 is the smallest float."""
+    zero, x = np.zeros(1, np.float32), np.ones(1, np.float32)
+    for size, error in ((1, 0.0), (2, np.inf)):
+        value = np.float32([size * check.ROUNDING])
+        assert check.dx_error(value, np.zeros(1), zero, x, None, 0.0) == error
+        assert check.ulps(value, np.zeros(1)) == size

@@ -9,7 +9,7 @@ import pytest
 
 import fastrms
 from fastrms import reference
-from fastrms.check import DWEIGHT, DX, FORWARD_ULP, dweight_error, dx_error, ulps
+from fastrms.check import DWEIGHT, DX, dweight_error, dx_error, forward_ulp, ulps
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 SMALLEST = np.float32(2.0**-149)
@@ -46,19 +46,18 @@ def wild(rng):
 
 
 def _assert_forward(x, weight, eps, weight_offset=0.0):
-    with np.errstate(over="ignore"):  # a result beyond float32 is Inf in both
-        y = fastrms.rms_norm(x, weight, eps, weight_offset=weight_offset)
-        exact = reference.rms_norm(x, weight, eps, weight_offset=weight_offset)
-        assert ulps(y, exact) <= FORWARD_ULP
+    y = fastrms.rms_norm(x, weight, eps, weight_offset=weight_offset)
+    exact = reference.rms_norm(x, weight, eps, weight_offset=weight_offset)
+    assert ulps(y, exact) <= forward_ulp(weight, weight_offset)
 
 
-def _assert_backward(dy, x, weight, eps):
-    with np.errstate(over="ignore"):
-        dx, dweight = fastrms.rms_norm_backward(dy, x, weight, eps)
-        exact_dx, exact_dweight = reference.rms_norm_backward(dy, x, weight, eps)
-        assert dx_error(dx, exact_dx, dy, x, weight, eps) <= DX
-        if weight is not None:
-            assert dweight_error(dweight, exact_dweight, dy, x, eps) <= DWEIGHT
+def _assert_backward(dy, x, weight, eps, weight_offset=0.0):
+    options = {"eps": eps, "weight_offset": weight_offset}
+    dx, dweight = fastrms.rms_norm_backward(dy, x, weight, **options)
+    exact_dx, exact_dweight = reference.rms_norm_backward(dy, x, weight, **options)
+    assert dx_error(dx, exact_dx, dy, x, weight, **options) <= DX
+    if weight is not None:
+        assert dweight_error(dweight, exact_dweight, dy, x, eps) <= DWEIGHT
 
 
 @pytest.mark.parametrize("n", WIDTHS)
@@ -122,7 +121,7 @@ def test_wild_rows_backward(isa, wild, of_x, of_dy, of_weight, eps):
 @pytest.mark.parametrize("closeness", [0.0, *(10.0**-k for k in range(1, 9))])
 @pytest.mark.parametrize("n", [2, 64, 1000])
 def test_dx_that_cancels(isa, rng, n, closeness, weighted):
-    """With dy along x, dx cancels nearly to 0; the bound is a fraction of what is left."""
+    """With dy along x, dx cancels nearly to 0; the bound is a fraction of its terms."""
     x = rng.standard_normal((9, n), dtype=np.float32)
     weight = rng.uniform(0.5, 2, n).astype(np.float32) if weighted else None
     along = x if weight is None else x / weight
@@ -160,6 +159,98 @@ def test_dweight_that_cancels(isa, rng, rows):
 def test_a_large_offset_scales_up_no_lost_bits(isa):
     """dy / rms is subnormal in float32, but dx is not, because the offset is large."""
     tiny = np.full((3, 5), 1e-45, np.float32)
-    dx, _ = fastrms.rms_norm_backward(tiny, tiny, tiny[0], weight_offset=1e30)
-    exact, _ = reference.rms_norm_backward(tiny, tiny, tiny[0], weight_offset=1e30)
-    np.testing.assert_allclose(dx, exact, rtol=2e-6)
+    for weight_offset in (1e30, float(np.float32(1e30))):
+        _assert_backward(tiny, tiny, tiny[0], 1e-5, weight_offset)
+
+
+# Below -86 a weight times 2**-40 is subnormal, above 44 a row of such weights is in float64.
+LIMITS = (-149, -148, -127, -126, -125, -88, -87, -86, -85, 43, 44, 45, 100, 127)
+
+
+@pytest.mark.parametrize("weight_offset", [0.0, 1.0])
+@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
+@pytest.mark.parametrize("exponent", LIMITS)
+def test_weights_at_the_limits_of_float32(isa, rng, exponent, share, weight_offset):
+    """One weight beyond a limit, of either sign, takes the whole call to float64, as all do."""
+    for n in (5, 67, 300):
+        x, dy = rng.standard_normal((2, 3, n), dtype=np.float32)
+        extreme = _clip(np.ldexp(rng.uniform(1, 2, n), exponent) * rng.choice([-1, 1], n))
+        chosen = rng.permutation(n) < max(1, share * n)
+        weight = np.where(chosen, extreme, rng.standard_normal(n, dtype=np.float32))
+        _assert_forward(x, weight, 1e-5, weight_offset)
+        _assert_backward(dy, x, weight, 1e-5, weight_offset)
+        exact_power = np.where(chosen, np.copysign(_clip(np.ldexp(1.0, exponent)), weight), weight)
+        _assert_backward(dy, x, exact_power, 0.0, weight_offset)
+
+
+@pytest.mark.parametrize("of_x", [-41, -40, -39, 0, 16, 17, 18])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_at_the_limits_of_float32(isa, rng, of_x, weighted):
+    """Around each limit of fits_float32, in all combinations, some rows stay in float32."""
+    for n in (1, 9, 65):
+        spread = np.exp2(rng.uniform(-1, 1, (7, 1)))
+        x = _clip(np.ldexp(rng.standard_normal((7, n)) * spread, of_x))
+        for of_dy in (-149, -126, -80 - of_x, -80, 0, 40 + of_x, 127):
+            dy = _clip(np.ldexp(rng.standard_normal((7, n)) / spread, of_dy))
+            for of_weight in (-86, -85, 0, 43, 44) if weighted else (0,):
+                weight = _clip(np.ldexp(rng.standard_normal(n), of_weight)) if weighted else None
+                _assert_backward(dy, x, weight, 0.0)
+
+
+# 0.1 and 1e-3 are no float32, of the second there is the nearest.
+OFFSETS = (1.0, 0.5, 0.1, 1e-3, float(np.float32(1e-3)), -1.0, 2.0**44, -(2.0**45), 1e-40, 3e38)
+
+
+@pytest.mark.parametrize("weight_offset", OFFSETS)
+@pytest.mark.parametrize("n", [1, 8, 67, 300])
+def test_offsets(isa, rng, n, weight_offset):
+    """The sum with weight is rounded to float32, unless the offset is no float32."""
+    x, dy = rng.standard_normal((2, 9, n), dtype=np.float32)
+    weight = rng.standard_normal(n, dtype=np.float32)
+    near = _clip(-weight_offset * (1 + rng.integers(-4, 5, n) * 2.0**-24))
+    for w in (weight, weight * np.float32(1e-6), near, np.where(rng.random(n) < 0.3, near, weight)):
+        for eps in (0.0, 1e-5):
+            _assert_forward(x, w, eps, weight_offset)
+            _assert_backward(dy, x, w, eps, weight_offset)
+
+
+@pytest.mark.parametrize("weight_offset", [3e38, float(np.float32(3e38)), FLOAT32_MAX])
+@pytest.mark.parametrize("every", [1, 7])
+def test_offset_and_weight_beyond_float32(isa, rng, every, weight_offset):
+    """weight + weight_offset is up to 6.8e38; the results of small elements are finite."""
+    x, dy = rng.standard_normal((2, 4, 67), dtype=np.float32)
+    x[:, 3] = 1e4
+    weight = rng.standard_normal(67, dtype=np.float32)
+    weight[::every] = np.float32(3e38)
+    _assert_forward(x, weight, 1e-5, weight_offset)
+    assert np.isfinite(fastrms.rms_norm(x, weight, weight_offset=weight_offset)).any()
+    for scale in (1e-40, 1e-30, 1.0):
+        _assert_backward(_clip(dy * scale), x, weight, 1e-5, weight_offset)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("n", [2, 16, 67, 1000])
+def test_dx_whose_mean_is_zero(isa, rng, n, scale):
+    """mean(g * xhat) is exactly 0: dx is g / rms, and 0 where dy is, even if x is not."""
+    x, dy = rng.standard_normal((2, 5, n), dtype=np.float32)
+    dy = _clip(dy * scale)
+    dy[:, ::2], x[:, 1::2] = 0, 0
+    for weight in (None, rng.standard_normal(n, dtype=np.float32)):
+        for eps in (0.0, 1e-5):
+            _assert_backward(dy, x, weight, eps)
+            assert not fastrms.rms_norm_backward(dy, x, weight, eps)[0][:, ::2].any()
+    pairs = np.tile(np.array([1, -1], np.float32), (5, n // 2))
+    _assert_backward(_clip(np.abs(pairs) * scale), pairs, None, 1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-20, 1.0, 1e30])
+@pytest.mark.parametrize("outlier", [1e3, 1e6, 1e12])
+def test_gradient_beside_an_outlier_at_every_scale(isa, rng, outlier, scale):
+    """Small elements keep their bound if the large one is in x, in dy or in both."""
+    for of in ("x", "dy", "x dy"):
+        x, dy = rng.standard_normal((2, 5, 100))
+        x[:, 40] *= outlier if "x" in of else 1
+        dy[:, 70] *= outlier if "dy" in of else 1
+        weight = rng.standard_normal(100, dtype=np.float32)
+        _assert_backward(_clip(dy * scale), x.astype(np.float32), weight, 1e-5)
+        _assert_backward(dy.astype(np.float32), _clip(x * scale), weight, 0.0)

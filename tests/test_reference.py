@@ -15,9 +15,9 @@ from fastrms.check import (
     DWEIGHT,
     DX,
     FORWARD_ULP,
-    FORWARD_ULP_UNWEIGHTED,
     dweight_error,
     dx_error,
+    forward_ulp,
     ulps,
 )
 
@@ -206,8 +206,7 @@ TORCH = {
 
 def _assert_fastrms(x, weight, dy, eps, y, dx, dweight):
     """Compare the compiled functions with outside results, within the bounds of fastrms.check."""
-    bound = FORWARD_ULP_UNWEIGHTED if weight is None else FORWARD_ULP
-    assert ulps(fastrms.rms_norm(x, weight, eps), y) <= bound
+    assert ulps(fastrms.rms_norm(x, weight, eps), y) <= forward_ulp(weight)
     computed_dx, computed_dweight = fastrms.rms_norm_backward(dy, x, weight, eps)
     assert dx_error(computed_dx, dx, dy, x, weight, eps) <= DX
     if weight is None:

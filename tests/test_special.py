@@ -8,7 +8,15 @@ import pytest
 
 import fastrms
 from fastrms import reference
-from fastrms.check import DX, FORWARD_ULP, FORWARD_ULP_UNWEIGHTED, ulps
+from fastrms.check import (
+    DWEIGHT,
+    DX,
+    FORWARD_ULP,
+    FORWARD_ULP_UNWEIGHTED,
+    dweight_error,
+    dx_error,
+    ulps,
+)
 
 ROWS, N = 7, 67
 FLOAT32_MAX = np.finfo(np.float32).max
@@ -79,6 +87,27 @@ def test_weight_poisons_its_own_column(isa, inputs, special, column):
 
 
 @SPECIALS
+@pytest.mark.parametrize("of", ["one weight", "every weight", "weight_offset"])
+def test_gradient_of_a_special_factor(isa, inputs, special, of):
+    """dx is NaN or Inf exactly where the formula is, and dweight does not depend on the factor."""
+    x, dy, weight = (array.copy() for array in inputs)  # parallel test threads share inputs
+    x[ROW, ::2], dy[ROW + 1] = 0, 0
+    weight[3 if of == "one weight" else slice(None)] += 0 if of == "weight_offset" else special
+    offset = special if of == "weight_offset" else 0.0
+    y = fastrms.rms_norm(x, weight, weight_offset=offset)
+    with np.errstate(invalid="ignore"):  # 0 * Inf
+        exact = reference.rms_norm(x, weight, weight_offset=offset)
+    np.testing.assert_array_equal(_class(y), _class(exact))
+    dx, dweight = fastrms.rms_norm_backward(dy, x, weight, weight_offset=offset)
+    exact_dx, exact_dweight = reference.rms_norm_backward(dy, x, weight, weight_offset=offset)
+    np.testing.assert_array_equal(_class(dx), _class(exact_dx))
+    assert dweight_error(dweight, exact_dweight, dy, x, 1e-5) <= DWEIGHT
+    for row in range(ROWS):
+        alone, _ = fastrms.rms_norm_backward(dy[row], x[row], weight, weight_offset=offset)
+        np.testing.assert_array_equal(alone, dx[row])
+
+
+@SPECIALS
 def test_residual_add_of_specials(isa, inputs, special):
     residual, x, _ = (array.copy() for array in inputs)  # parallel test threads share inputs
     residual[:2, :2] = special
@@ -130,7 +159,7 @@ def test_gradient_of_a_zero_row(isa, inputs, eps):
     x[ROW] = 0
     dx, dweight = fastrms.rms_norm_backward(dy, x, weight, eps)
     exact = dy[ROW].astype(np.float64) * weight / np.sqrt(eps)
-    assert np.abs(dx[ROW] - exact).max() <= DX * np.abs(exact).max()
+    assert dx_error(dx[ROW], exact, dy[ROW], x[ROW], weight, eps) <= DX
     louder = dy.copy()  # parallel test threads share inputs
     louder[ROW] *= 1000
     assert fastrms.rms_norm_backward(louder, x, weight, eps)[1].tobytes() == dweight.tobytes()
@@ -234,7 +263,7 @@ def test_gradient_whose_parts_overflow(isa):
     weight = np.array([1e30, 2e30, 3e30], np.float32)
     dx, _ = fastrms.rms_norm_backward(dy, x, weight, 0.0)
     exact, _ = reference.rms_norm_backward(dy, x, weight, 0.0)
-    assert np.abs(dx - exact).max() <= DX * np.abs(exact).max()
+    assert dx_error(dx, exact, dy, x, weight, 0.0) <= DX
 
 
 def test_dweight_whose_parts_overflow(isa):
