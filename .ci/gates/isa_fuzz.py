@@ -26,7 +26,8 @@ SPECIALS = np.array(
     np.float32,
 )  # fmt: skip
 EPS = (0.0, 1e-5, 1e-6, 5e-324, 1e-45, 1e-30, 2.0**-100, 0.5, 1e30, 1e308, np.inf)
-OFFSETS = (0.0, 0.0, 0.0, 1.0, -1.0, 0.1, 1e30)
+# 2**127 is a float32, unlike 1e30 and 0.1.
+OFFSETS = (0.0, 0.0, 0.0, 1.0, -1.0, 0.5, 0.1, 1e30, np.inf, 2.0**127)
 FACTORS = (1.0, 0.5, -1.0, 0.1, 0.0, 1e30, 1e-300, np.inf, np.nan)
 BATCH = 1 << 16  # elements
 STREAMED = 5 << 22  # elements of an output that, with its input, exceeds every cache threshold

@@ -45,7 +45,7 @@ DISTRIBUTIONS = {
 BOUNDS = {
     "no weight": check.FORWARD_ULP_UNWEIGHTED,
     "weight": check.FORWARD_ULP,
-    "1 + weight": check.FORWARD_ULP,
+    "1 + weight": check.FORWARD_ULP_OFFSET,
     "add + norm": check.FORWARD_ULP,
     "dx": check.DX,
     "dweight": check.DWEIGHT,
