@@ -76,13 +76,14 @@ def compare(split, x, dy, weight):
     # Both y have one sign, so the distance in ulp is that of the bit patterns.
     ulp = np.abs(split[0].view(np.int32).astype(np.int64) - whole[0].view(np.int32))
     away = [np.abs(one.astype(np.float64) - other) for one, other in zip(split, whole, strict=True)]
-    largest = np.abs(whole[1]).max(axis=-1, keepdims=True)
     inv_rms = 1 / np.sqrt(np.square(x, dtype=np.float64).mean(axis=-1, keepdims=True) + EPS)
-    terms = np.abs(dy * (x * inv_rms)).sum(axis=0)
+    g, xhat = np.abs(dy * weight), np.abs(x * inv_rms)
+    dx_terms = inv_rms * (g + xhat * (g * xhat).mean(axis=-1, keepdims=True))
+    dweight_terms = (np.abs(dy) * xhat).sum(axis=0)
     distances = [
         ("y", f"{ulp.max()}", "ulp"),
-        ("dx", f"{(away[1] / largest).max():.1e}", "of the largest |dx| of its row"),
-        ("dweight", f"{(away[2] / terms).max():.1e}", "of the sum of |dy * xhat|"),
+        ("dx", f"{(away[1] / dx_terms).max():.1e}", "of the sizes of its terms"),
+        ("dweight", f"{(away[2] / dweight_terms).max():.1e}", "of the sum of |dy * xhat|"),
     ]
     counts = [(np.count_nonzero(array), array.size) for array in away]
     return [(name, *count, *rest) for (name, *rest), count in zip(distances, counts, strict=True)]

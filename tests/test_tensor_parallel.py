@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastrms import check, reference
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tensor_parallel.py"
 DOCS = (Path(__file__).parent.parent / "docs" / "tensor_parallel.md").read_text("utf-8")
 # In ulp of y, if 1 / rms is rounded to the neighbour of the unsplit row's float32: xhat differs by
 # under 2 ulp before and at most 2 after it is rounded, its product with a weight by less than 4.
 NEIGHBOUR = 4
-# Two results, each within the bound of the README and rounded once more: 2 * 2**-24.
-DX, DWEIGHT = 2 * 2e-6, 2 * 1e-6 + 2**-23
+# Two results, each within its bound, beside which dweight is rounded: 2 * 2**-24.
+DX, DWEIGHT = 2 * check.DX, 2 * check.DWEIGHT + 2**-23
 RUN = f"import runpy; runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
 
 
@@ -127,16 +129,13 @@ def test_the_block_of_the_page_runs():
     (block,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
     values = {}
     exec(block, values)
-    x, dy, weight = (values[name].astype(np.float64) for name in ("x", "dy", "weight"))
-    inv_rms = 1 / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-5)
-    g, xhat = dy * weight, x * inv_rms
-    wanted = inv_rms * (g - xhat * (g * xhat).mean(axis=-1, keepdims=True))
+    dy, x, weight = (values[name] for name in ("dy", "x", "weight"))
     dx, dweight = (
         np.concatenate(parts, axis=-1) for parts in zip(*values["gradients"], strict=True)
     )
-    assert np.all(np.abs(dx - wanted) <= 2e-6 * np.abs(wanted).max(axis=-1, keepdims=True))
-    wanted, terms = (dy * xhat).sum(axis=0), np.abs(dy * xhat).sum(axis=0)
-    assert np.all(np.abs(dweight - wanted) <= DWEIGHT * terms)
+    exact_dx, exact_dweight = reference.rms_norm_backward(dy, x, weight)
+    assert check.dx_error(dx, exact_dx, dy, x, weight, 1e-5) <= check.DX
+    assert check.dweight_error(dweight, exact_dweight, dy, x, 1e-5) <= check.DWEIGHT
 
 
 def test_the_page_shows_the_command_and_what_it_prints(on_ranks):
