@@ -256,7 +256,7 @@ def test_dweight_sums_in_a_fixed_order(isa, threads, draw):
 @pytest.fixture
 def caches():
     """Return a function that overrides the cache sizes, until the test ends."""
-    previous = _core.set_caches(1 << 15, 1 << 20, 1 << 24, False)
+    previous = _core.set_caches(1 << 15, 1 << 24, False)
     yield _core.set_caches
     _core.set_caches(*previous)
 
@@ -282,12 +282,12 @@ def _written_into(out, x, other, weight):
 def test_caches_change_no_bit(isa, caches, draw, rows, n, start, level, stream_bytes, fetches):
     """Neither cache sizes nor streaming change a bit, and no store leaves the output."""
     x, other, weight = draw(rows, n), draw(rows, n), draw(n)
-    caches(1 << 15, 1 << 20, 1 << 40, False)
+    caches(1 << 15, 1 << 40, False)
     expected = _written_into(np.empty_like(x), x, other, weight)
     memory = np.full(rows * n + 48, 7, np.float32)
     start += -memory.ctypes.data % 64 // 4
     out = memory[start : start + rows * n].reshape(rows, n)
-    caches(level, level, stream_bytes, fetches)
+    caches(level, stream_bytes, fetches)
     assert _written_into(out, x, other, weight) == expected
     assert np.all(memory[:start] == 7)
     assert np.all(memory[start + rows * n :] == 7)

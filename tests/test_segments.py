@@ -141,7 +141,7 @@ def test_nothing_is_copied(draw, arrays, function):
 
 def test_streamed_past_the_caches(isa, threads, draw):
     """Use rows aligned to cache lines, with cache sizes set below the size of the arrays."""
-    previous = _core.set_caches(1 << 12, 1 << 12, 1, True)
+    previous = _core.set_caches(1 << 12, 1, True)
     try:
         for n in (64, 576):
             qkv, dy, weight = draw(20, 3, 5, n), draw(20, 5, n), draw(n)

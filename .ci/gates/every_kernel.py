@@ -17,12 +17,8 @@ ROWS = (1, 8, 9, 70)  # for backward: up to 8 rows have no block, then one block
 CASES = [(1.0, weight, 0.0) for weight in (None, 1.0, 1e10, 1e20)]
 CASES += [(1.0, 1.0, 1.0), (1e-42, 1.0, 0.0), (1e38, 1.0, 0.0), (np.nan, 1.0, 0.0)]
 CALLS = 10
-# Level 1, level 2, bytes from which a call streams, software prefetch: every use of the caches.
-CACHES = (
-    (1 << 15, 1 << 20, 1 << 40, False),
-    (0, 0, 1 << 40, True),
-    (1 << 15, 1 << 15, 0, True),
-)
+# Level 1, bytes from which a call streams, software prefetch: every use of the caches.
+CACHES = ((1 << 15, 1 << 40, False), (0, 1 << 40, True), (1 << 15, 0, True))
 
 
 def call_all(rows, n, scale, weight, offset):

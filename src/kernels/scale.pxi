@@ -174,7 +174,8 @@ cdef inline void scale_for_store(float* y, const float* x, Py_ssize_t x_stride,
     cdef Scale by
     by.weight, by.offset = job.weight, job.offset32
     for row in range(rows):
-        if within or SMALL_INV <= inv_rms[row] <= LARGE_INV:
+        # Streamed rows wait for memory, and gain nothing without the test: 1.06 of the time.
+        if (within and mode != STREAM) or SMALL_INV <= inv_rms[row] <= LARGE_INV:
             by.inv_rms = <float>inv_rms[row] * LIFT if path == LIFTED else <float>inv_rms[row]
             scale_row(y, x, &by, n, ahead, path, mode)
         else:

@@ -5,7 +5,6 @@ from machine.caches cimport cache_size
 from machine.cpu cimport cpu_is_intel
 
 cdef Py_ssize_t L1 = cache_size(1)
-cdef Py_ssize_t L2 = cache_size(2)
 # Software prefetch, of an output's lines before they are written and of the rows of x while an
 # output is streamed: 0.7 of the time on Intel's Sapphire Rapids, a loss on AMD's Zen 4.
 cdef bint FETCHES = cpu_is_intel()
@@ -15,11 +14,11 @@ cdef Py_ssize_t STREAM_BYTES = min(<Py_ssize_t>cache_size(3),
                                    <Py_ssize_t>64 << 20 if FETCHES else <Py_ssize_t>16 << 20)
 
 
-def set_caches(l1, l2, stream_bytes, fetches):
+def set_caches(l1, stream_bytes, fetches):
     """Assume other caches, for tests and measurements; return the previous settings."""
-    global L1, L2, STREAM_BYTES, FETCHES
-    previous = L1, L2, STREAM_BYTES, bool(FETCHES)
-    L1, L2, STREAM_BYTES, FETCHES = l1, l2, stream_bytes, fetches
+    global L1, STREAM_BYTES, FETCHES
+    previous = L1, STREAM_BYTES, bool(FETCHES)
+    L1, STREAM_BYTES, FETCHES = l1, stream_bytes, fetches
     return previous
 
 
@@ -36,8 +35,7 @@ cdef inline void tune(Job* job, int arrays, const float* output, Py_ssize_t stri
     cache line, because a line that two rows share cannot be streamed (65536 x 128 on Zen 4: 0.8 of
     the time on lines, 1.6 off them).
     """
-    # Backward gains more from rows in pairs, which share weight and dweight, than from level 1; of
-    # more rows, x and dy are to take half of it.
+    # Backward gains more from pairs of rows, which share weight and dweight, than from level 1.
     cdef Py_ssize_t least = 1 if job.dx == NULL else 2
     cdef Py_ssize_t row_bytes = arrays * job.n * <Py_ssize_t>sizeof(float)
     cdef bint on_lines = (<size_t>output | <size_t>stride * sizeof(float)) % 64 == 0
@@ -48,7 +46,7 @@ cdef inline void tune(Job* job, int arrays, const float* output, Py_ssize_t stri
         job.store = STREAM
     else:
         job.store = FETCH if FETCHES else STORE
-    job.batch = 32 if job.dx == NULL else 8
+    job.batch = 32 if job.dx == NULL and job.store != STREAM else 8
     while job.batch > least and job.batch * row_bytes > L1:
         job.batch = job.batch // 2
     # The row to prefetch is at least 4 KiB further on.
