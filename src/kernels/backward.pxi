@@ -60,32 +60,30 @@ cdef struct Group:          # of 8 rows, whose terms of dweight are added in flo
     float* terms            # (n,) IN-OUT, times LIFT_DY; NULL without a weight
     bint begins             # the next row or pair overwrites terms
     bint ends               # the next row or pair stores terms without LIFT_DY
+    bint padded             # terms have room to the end of their last line
 
 
 cdef inline vec gradient(vec* term, vec dy, vec x, vec factor, vec inv_rms, vec slope,
                          bint weighted) noexcept nogil:
     """Return a vector of dx, and its term of dweight. factor is times LOWER_DY."""
     dy = dy * inv_rms
-    if weighted:
-        term[0] = dy * x
-        dy = dy * factor
-    return dy - x * slope
+    term[0] = dy * x
+    return (dy * factor if weighted else dy) - x * slope
 
 
 cdef void gradient_edge(const Group* group, const Row* one, const Row* two, Py_ssize_t i,
                         Py_ssize_t end, const Job* job, bint weighted, bint pair) noexcept nogil:
     """Phase two in float32 for the floats [i, end) before or after whole vectors or lines."""
-    cdef vec factor = splat(0), value, term
-    cdef float[VEC] sums, terms
+    cdef vec factor = splat(0), sum = splat(0), value, term
     cdef const Row* row
-    cdef Py_ssize_t count, k
+    cdef Py_ssize_t count, room
     cdef int number
     while i < end:
         count = min(<Py_ssize_t>VEC, end - i)
-        if weighted:    # one by one: reloading partial stores stalls on store forwarding
+        room = VEC if group.padded and job.n < 256 else count
+        if weighted:
             factor = factor_vec(job, i, count) * splat(LOWER_DY)
-            for k in range(count):
-                sums[k] = 0 if group.begins else group.terms[i + k]
+            sum = splat(0) if group.begins else take_vec(group.terms + i, room)
         for number in range(1 + pair):
             row = two if number else one
             value = gradient(&term, take_vec(row.dy + i, count), take_vec(row.x + i, count),
@@ -93,13 +91,9 @@ cdef void gradient_edge(const Group* group, const Row* one, const Row* two, Py_s
             if job.store == ACCUMULATE:
                 value = take_vec(row.dx + i, count) + value
             put_vec(row.dx + i, value, count)
-            if weighted:
-                store(terms, term)
-                for k in range(count):
-                    sums[k] = sums[k] + terms[k]
-        if weighted:
-            for k in range(count):
-                group.terms[i + k] = sums[k] * LOWER_DY if group.ends else sums[k]
+            sum = sum + term
+        if weighted:    # as whole vectors in short rows: reloading partial stores would stall
+            put_vec(group.terms + i, sum * splat(LOWER_DY) if group.ends else sum, room)
         i += count
 
 
@@ -263,7 +257,7 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
     cdef Py_ssize_t row, group_last
     cdef double* dweight = NULL if sums == NULL else sums.dweight
     group.terms = NULL if sums == NULL else sums.group
-    group.begins = sums == NULL or sums.begins
+    group.begins, group.padded = sums == NULL or sums.begins, True
     if job.squares != NULL:
         for row in range(first, last):
             gradient_row_wide(dweight, row, job)
@@ -295,7 +289,7 @@ cdef bint backward_few(const Job* job, float* dweight) noexcept nogil:
     for row in range(job.rows):
         if not batch.fits_float32[row]:
             return False
-    group.terms, group.begins = dweight, True
+    group.terms, group.begins, group.padded = dweight, True, False
     gradient_batch(&group, NULL, &batch, job, True)
     if job.store == STREAM:
         stream_fence()
