@@ -35,8 +35,10 @@ cdef inline void tune(Job* job, int arrays, const float* output, Py_ssize_t stri
     cache line, because a line that two rows share cannot be streamed (65536 x 128 on Zen 4: 0.8 of
     the time on lines, 1.6 off them).
     """
-    # Backward gains more from pairs of rows, which share weight and dweight, than from level 1.
+    # Backward gains more from pairs of rows, which share weight and dweight, than from level 1; of
+    # more rows, x and dy are to take half of it.
     cdef Py_ssize_t least = 1 if job.dx == NULL else 2
+    cdef Py_ssize_t batch_bytes = (4 * arrays if job.dx == NULL else 16) * job.n
     cdef Py_ssize_t row_bytes = arrays * job.n * <Py_ssize_t>sizeof(float)
     cdef bint on_lines = (<size_t>output | <size_t>stride * sizeof(float)) % 64 == 0
     if accumulate:
@@ -45,9 +47,9 @@ cdef inline void tune(Job* job, int arrays, const float* output, Py_ssize_t stri
             and job.rows * row_bytes >= STREAM_BYTES):
         job.store = STREAM
     else:
-        job.store = FETCH if FETCHES else STORE
+        job.store = FETCH if FETCHES and job.n >= 128 else STORE    # it fetches 128 floats ahead
     job.batch = 32 if job.dx == NULL and job.store != STREAM else 8
-    while job.batch > least and job.batch * row_bytes > L1:
+    while job.batch > least and job.batch * batch_bytes > L1:
         job.batch = job.batch // 2
     # The row to prefetch is at least 4 KiB further on.
     job.ahead = max(job.batch, 1 + 1024 // max(1, job.n)) if FETCHES else 0
