@@ -28,8 +28,8 @@ cdef double SMALL_MEAN = 2.0 ** -80
 cdef double LARGE_SLOPE = 2.0 ** 90
 
 
-cdef struct Batch:              # of at most 8 rows
-    Py_ssize_t first            # row
+cdef struct Batch:          # at most 8 rows
+    Py_ssize_t first        # row
     Py_ssize_t count
     double[8] squares       # sum of x * x
     double[8] products      # sum of g * x, g = dy * (weight_offset + weight)
