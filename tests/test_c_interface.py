@@ -111,6 +111,13 @@ def test_the_largest_sizes(rows, n, code):
     assert functions.residual_add(None, n, None, n, rows, n, 1.0, 1) == code
 
 
+@pytest.mark.parametrize("function", ["rms_scale", "rms_scale_backward"])
+def test_the_sums_of_a_single_element_are_checked(draw, function):
+    one = {"rows": 1, "n": 1, "size": 1}
+    assert call(function, memory_for(draw, function), one) == OK
+    assert call(function, memory_for(draw, function), {**one, "sum_squares": None}) == BAD_POINTER
+
+
 @pytest.mark.parametrize("function", CALLS)
 def test_the_address_of_an_empty_array_does_not_matter(draw, function):
     anywhere = {"n": 0, "x": 1, "dy": 1, "weight": 1}
