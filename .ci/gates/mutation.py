@@ -30,7 +30,7 @@ FULL = os.environ.get("FULL") == "1"
 SAMPLE, JOBS, LEAST = 20, 2, 0.95
 CPU_SECONDS, SECONDS = 100, 600  # for tests that take 25 s: a busy machine kills no mutant
 # The quick tests first; the rest for mutants that survive those.
-KERNEL = (("special", "range"), ("split", "overlap", "layout", "fuzz", "accuracy", "bits"))
+KERNEL = (("special", "range"), ("order", "split", "overlap", "layout", "fuzz", "accuracy", "bits"))
 DOOR = (
     ("contract", "buffers", "overlap"),
     ("split", "layout", "segments", "fuzz", "special", "threads", "bits", "c_api", "c_interface"),
