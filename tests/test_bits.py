@@ -253,6 +253,15 @@ def test_dweight_sums_in_a_fixed_order(isa, threads, draw):
     assert strided.tobytes() == dweight.tobytes()
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_few_long_rows_have_the_bits_of_each_alone(isa, threads, draw, weighted):
+    """Without a weight they are split over threads, with one they need no blocks."""
+    x, dy, weight = draw(3, 11_008), draw(3, 11_008), draw(11_008) if weighted else None
+    dx, _ = fastrms.rms_norm_backward(dy, x, weight)
+    alone = [fastrms.rms_norm_backward(dy[row], x[row], weight)[0] for row in range(3)]
+    assert dx.tobytes() == np.stack(alone).tobytes()
+
+
 @pytest.fixture
 def caches():
     """Return a function that overrides the cache sizes, until the test ends."""

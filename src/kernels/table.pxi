@@ -33,7 +33,8 @@ cdef void start(Job* job) noexcept nogil:
     """Compute the constants that every row needs."""
     job.inv_n = 1.0 / job.size
     job.path = UNWEIGHTED
-    job.offset32 = <float>job.weight_offset if job.weight_offset != 0 else <float>-0.0
+    if job.weight != NULL:
+        job.offset32 = <float>job.weight_offset if job.weight_offset != 0 else <float>-0.0
     if job.y != NULL:
         job.path = choose_path(job)
     elif job.dx != NULL:
