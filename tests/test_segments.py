@@ -139,6 +139,14 @@ def test_nothing_is_copied(draw, arrays, function):
     assert peak < arguments["x"].nbytes / 4
 
 
+def test_few_rows_of_two_strides(isa, draw):
+    """Up to 8 rows need no blocks of dweight, unless they are several segments."""
+    x, dy, weight = draw(2, 5, N)[:, :3], draw(2, 3, N), draw(N)
+    found = fastrms.rms_norm_backward(dy, x, weight)
+    expected = fastrms.rms_norm_backward(dy, x.copy(), weight)
+    assert [a.tobytes() for a in found] == [a.tobytes() for a in expected]
+
+
 def test_streamed_past_the_caches(isa, threads, draw):
     """Use rows aligned to cache lines, with cache sizes set below the size of the arrays."""
     previous = _core.set_caches(1 << 12, 1, True)
