@@ -65,7 +65,10 @@ cdef struct Group:          # of 8 rows, whose terms of dweight are added in flo
 
 cdef inline vec gradient(vec* term, vec dy, vec x, vec factor, vec inv_rms, vec slope,
                          bint weighted) noexcept nogil:
-    """Return a vector of dx, and its term of dweight. factor is times LOWER_DY."""
+    """Return a vector of dx, and its term of dweight. factor is times LOWER_DY.
+
+    Error of dx, in a row that fits_float32: 15 u = 9.0e-7 of its terms' magnitudes.
+    """
     dy = dy * inv_rms
     term[0] = dy * x
     return (dy * factor if weighted else dy) - x * slope

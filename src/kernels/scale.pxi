@@ -102,12 +102,6 @@ cdef struct Scale:      # the factors of a row
     const float* weight
 
 
-cdef struct Scale:      # the factors of a row
-    float inv_rms       # times LIFT if LIFTED
-    float offset
-    const float* weight
-
-
 cdef inline void scale_vector(float* y, const float* x, const float* ahead, const Scale* by,
                               Py_ssize_t i, Py_ssize_t count, Path path, Store mode) noexcept nogil:
     """Scale at most VEC elements from i on.

@@ -75,7 +75,10 @@ cdef inline void place_sums(Plan* plan, double* scratch, Py_ssize_t slots) noexc
 
 
 cdef inline void run_block(const Plan* plan, Py_ssize_t block, Py_ssize_t slot) noexcept nogil:
-    """Run one block, and sum its dweight into a slot."""
+    """Run one block, and sum its dweight into a slot.
+
+    Its block and thread do not change a row of y or dx: kernels compute it from its row alone.
+    """
     cdef Py_ssize_t first = block * plan.size, last = min(plan.job.rows, first + plan.size)
     cdef GradientSums sums
     cdef fp_state state = default_fp_state()
