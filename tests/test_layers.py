@@ -105,10 +105,12 @@ def declared(pxd):
     source = text(pxd).replace(" nogil:", ":")
     source = re.sub(r"struct (\w+):.*\n(?:    .*\n)+", r"struct \1:\n", source)
     found = re.findall(
-        r"^\s*(?:ctypedef|cdef) [^(\n]*?(?:\(\*)?(\w+)(?:\)|:|$)", source, re.MULTILINE
+        r"^\s*(?:ctypedef|cdef) [^(\n]*?(?:\(\*)?\b(?!enum:)(\w+)(?:\)|:|$)", source, re.MULTILINE
     )
     return set(found) | set(
-        re.findall(r"^ +(?!enum:)(?:[\w ]+?[ *]+)?(\w+)(?:\(| *\"| *#| *$)", source, re.MULTILINE)
+        re.findall(
+            r"^ +(?!enum:)(?:[\w ]+?[ *]+)?(\w+)(?:\(| =| *\"| *#| *$)", source, re.MULTILINE
+        )
     )
 
 

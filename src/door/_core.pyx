@@ -19,7 +19,7 @@ include "schedule/isa.pxi"
 include "schedule/tuning.pxi"
 # gives thread*, is_brief, RELEASE_GIL, parallel_from, _run_serially_after_fork; uses nothing
 include "schedule/threads.pxi"
-# gives run_rows, GROUP; uses nothing
+# gives run_rows; uses nothing
 include "schedule/segments.pxi"
 # gives run, run_c, Plan, make_plan, scratch_bytes; uses isa, tuning, threads, segments
 include "schedule/schedule.pxi"

@@ -8,7 +8,9 @@
 from libc.math cimport sqrt
 from libc.string cimport memset
 
-from kernels.job cimport ACCUMULATE, FETCH, STORE, STREAM, GradientSums, Job, Store
+from kernels.job cimport (
+    ACCUMULATE, FETCH, GROUP, STORE, STREAM, GradientSums, Job, Store,
+)
 from kernels.simd cimport (
     VEC, WIDE, load, load_wide, narrow, root, splat, splat_wide, store, store_wide, stream,
     stream_fence, vec, wide, widen,
@@ -267,7 +269,7 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
         return
     memset(&batch, 0, sizeof(batch))
     while first < last:
-        group_last = min(first + 8, last)
+        group_last = min(first + GROUP, last)
         while first < group_last:
             start_batch(&batch, job, first, min(job.batch, group_last - first))
             gradient_batch(&group, dweight, &batch, job, False)

@@ -7,7 +7,7 @@
 
 from libc.math cimport fabs
 
-from kernels.job cimport BY_FLOAT64, Job, Path
+from kernels.job cimport BY_FLOAT64, GROUP, Job, Path
 from kernels.simd cimport (
     EIGHT, SIXTEEN, VEC, WIDE, absolute, add_product, keep_part, larger, largest, splat, splat_wide,
     vec, wide, widen_folded, widen_half,
@@ -28,17 +28,17 @@ cdef double SMALL_MEAN = 2.0 ** -80
 cdef double LARGE_SLOPE = 2.0 ** 90
 
 
-cdef struct Batch:          # at most 8 rows
+cdef struct Batch:
     Py_ssize_t first        # row
     Py_ssize_t count
-    double[8] squares       # sum of x * x
-    double[8] products      # sum of g * x, g = dy * (weight_offset + weight)
-    double[8] inv_rms
-    double[8] mean          # of g * xhat
-    float[8] dy_peak        # the largest |dy|
-    float[8] inv32          # 1 / rms, times LIFT_DY if there is a weight
-    float[8] slope32        # mean / rms**2
-    bint[8] fits_float32    # phase two may run in float32
+    double[GROUP] squares   # sum of x * x
+    double[GROUP] products  # sum of g * x, g = dy * (weight_offset + weight)
+    double[GROUP] inv_rms
+    double[GROUP] mean      # of g * xhat
+    float[GROUP] dy_peak    # the largest |dy|
+    float[GROUP] inv32      # 1 / rms, times LIFT_DY if there is a weight
+    float[GROUP] slope32    # mean / rms**2
+    bint[GROUP] fits_float32    # phase two may run in float32
 
 
 cdef struct Lanes:      # 8 a sum

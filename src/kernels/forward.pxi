@@ -4,7 +4,7 @@
 
 from libc.string cimport memcpy
 
-from kernels.job cimport STREAM, GradientSums, Job
+from kernels.job cimport BATCH, STREAM, GradientSums, Job
 from kernels.simd cimport WIDE, splat_wide, store_wide, stream_fence
 
 

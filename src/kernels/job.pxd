@@ -1,6 +1,10 @@
 # The interface between the scheduler and the kernels: a job, and a table of functions.
 # Strides count floats from row to row; the last axis is contiguous. Rows are [first, last).
 
+cdef enum:
+    BATCH = 32      # rows at most whose sums are taken before the first of them is scaled
+    GROUP = 8       # rows whose dweight is summed in float32, and at most in a batch of backward
+
 cdef enum Path:     # how y is computed from x, 1 / rms and the weight
     UNWEIGHTED
     PLAIN           # no weight_offset, and every |weight| is at most 2
@@ -51,7 +55,7 @@ ctypedef struct Job:
     # How the job uses this machine's caches. No bit depends on it, except ACCUMULATE.
     Store store
     Py_ssize_t ahead        # to STREAM: distance in rows to the row that is prefetched
-    Py_ssize_t batch        # rows, at most 32, in backward 8: summed before the first is scaled
+    Py_ssize_t batch        # rows, at most BATCH, in backward GROUP
 
 ctypedef struct GradientSums:   # of the weight, each to the end of its last cache line
     double* dweight         # (n,) IN-OUT

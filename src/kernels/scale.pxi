@@ -15,7 +15,6 @@ from machine.caches cimport floats_to_line, prefetch, prefetch_write
 cdef enum:
     LINE = 16       # floats in a cache line
     DISTANCE = 128  # floats from the line in work to the one that is prefetched
-    BATCH = 32      # rows at most whose sums are taken before the first of them is scaled
 
 # x / rms may be subnormal, for an element far below its row's rms or under a large eps, and a
 # weight above 2 would magnify the bits that it lost. So 1 / rms is multiplied by LIFT first and the

@@ -18,7 +18,7 @@ include "kernels/loads.pxi"
 include "kernels/sums.pxi"
 # gives residual_add; uses loads
 include "kernels/add.pxi"
-# gives choose_path, invert, scale_batch, BATCH, DISTANCE, LINE; uses loads
+# gives choose_path, invert, scale_batch, DISTANCE, LINE; uses loads
 include "kernels/scale.pxi"
 # gives rms_norm, add_rms_norm, row_squares; uses sums, scale
 include "kernels/forward.pxi"

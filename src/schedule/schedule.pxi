@@ -7,7 +7,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.string cimport memset
 
-from kernels.job cimport GradientSums, Job, rows_kernel
+from kernels.job cimport GROUP, GradientSums, Job, rows_kernel
 from machine.fp_state cimport default_fp_state, fp_state, restore_fp_state
 from schedule.pool cimport pool_run
 

@@ -1,10 +1,7 @@
 # Rows for a kernel, which takes one row stride for each array. Arrays whose leading axes need more
 # are walked segment by segment: rows of the innermost axis.
 
-from kernels.job cimport Axis, GradientSums, Job, rows_kernel
-
-cdef enum:
-    GROUP = 8   # rows whose dweight is summed in float32; a group may span segments
+from kernels.job cimport GROUP, Axis, GradientSums, Job, rows_kernel
 
 
 cdef Py_ssize_t job_at_row(Job* here, const Job* job, Py_ssize_t row) noexcept nogil:
