@@ -48,38 +48,38 @@ cdef struct Lanes:      # 8 a sum
 
 
 cdef inline void add_quad(vec* xx, vec* gx, Lanes* lanes, const float* dy, const float* x,
-                          const Job* job, Py_ssize_t i, Py_ssize_t end,
+                          const float* weight, vec offset, Py_ssize_t left,
                           bint weighted) noexcept nogil:
-    """Compute x * x and g * x of at most VEC columns from i on, and add them to those 16, 32 and 48
-    columns further on: (a + b) + (c + d). Zeros past the end."""
+    """Add x * x and g * x of VEC columns and those 16, 32 and 48 further on; 0 from `left` on."""
     cdef vec[4] squares, products
     cdef vec g, x_vec
     cdef int k
     for k in range(4):
         squares[k] = products[k] = splat(0)
-        if i < end:
-            g, x_vec = take_vec(dy + i, end - i), take_vec(x + i, end - i)
+        if left > 16 * k:
+            g, x_vec = take_vec(dy + 16 * k, left - 16 * k), take_vec(x + 16 * k, left - 16 * k)
             lanes.dy_peak = larger(absolute(g), lanes.dy_peak)
             if weighted:
-                g = g * factor_vec(job, i, end - i)
+                g = g * (take_vec(weight + 16 * k, left - 16 * k) + offset)
             squares[k], products[k] = x_vec * x_vec, g * x_vec
-        i += 16
     xx[0] = (squares[0] + squares[1]) + (squares[2] + squares[3])
     gx[0] = (products[0] + products[1]) + (products[2] + products[3])
 
 
-cdef inline void add_64(Lanes* lanes, const float* dy, const float* x, const Job* job, Py_ssize_t i,
-                        Py_ssize_t end, bint weighted) noexcept nogil:
-    """Add a block of 64 columns, or fewer at the end of a row."""
+cdef inline void add_64(Lanes* lanes, const float* dy, const float* x, const float* weight,
+                        vec offset, Py_ssize_t left, bint weighted) noexcept nogil:
+    """Add a block of 64 columns, or of `left` at the end of a row."""
     cdef vec xx, gx, xx_odd, gx_odd
     cdef int c, h, k
     for c in range((8 + VEC - 1) // VEC):
-        add_quad(&xx, &gx, lanes, dy, x, job, i + VEC * c, end, weighted)
+        k = VEC * c
+        add_quad(&xx, &gx, lanes, dy + k, x + k, weight + k, offset, left - k, weighted)
         if VEC == 16:
             lanes.xx[0] = lanes.xx[0] + widen_folded(xx)
             lanes.gx[0] = lanes.gx[0] + widen_folded(gx)
         else:
-            add_quad(&xx_odd, &gx_odd, lanes, dy, x, job, i + 8 + VEC * c, end, weighted)
+            k = 8 + VEC * c
+            add_quad(&xx_odd, &gx_odd, lanes, dy + k, x + k, weight + k, offset, left - k, weighted)
             for h in range(VEC // WIDE):
                 k = VEC // WIDE * c + h
                 lanes.xx[k] = lanes.xx[k] + widen_half(xx + xx_odd, h)
@@ -89,8 +89,9 @@ cdef inline void add_64(Lanes* lanes, const float* dy, const float* x, const Job
 cdef inline void sum_for_weight(Batch* batch, const Job* job, bint weighted) noexcept nogil:
     """Sum the rows of a batch, compiled with and without a weight."""
     cdef Lanes lanes
-    cdef Py_ssize_t row, i, n = job.n
-    cdef int k
+    cdef Py_ssize_t row, i, k, n = job.n
+    cdef vec offset = splat(job.offset32)
+    cdef const float* weight = job.weight if weighted else job.x    # read if weighted only
     cdef const float* dy = job.dy + batch.first * job.dy_stride
     cdef const float* x = job.x + batch.first * job.x_stride
     for row in range(batch.count):  # the loop over rows is here for the reason given in sum_squares
@@ -99,10 +100,10 @@ cdef inline void sum_for_weight(Batch* batch, const Job* job, bint weighted) noe
         lanes.dy_peak = splat(0)
         i = 0
         while i + 64 <= n:
-            add_64(&lanes, dy, x, job, i, i + 64, weighted)
+            add_64(&lanes, dy + i, x + i, weight + i, offset, 64, weighted)
             i += 64
         if i < n:
-            add_64(&lanes, dy, x, job, i, n, weighted)
+            add_64(&lanes, dy + i, x + i, weight + i, offset, n - i, weighted)
         batch.squares[row] = fold(lanes.xx, EIGHT)
         batch.products[row] = fold(lanes.gx, EIGHT)
         batch.dy_peak[row] = largest(lanes.dy_peak)
