@@ -88,7 +88,7 @@ cdef int c_add_rms_norm(const float* x, ptrdiff_t x_stride,
     cdef Job job
     cdef int error = init_c_job(&job, rows, n, n, eps, weight_offset, threads)
     job.x, job.x_stride, job.weight = x, x_stride, weight
-    job.residual, job.residual_stride = residual, residual_stride
+    job.residual, job.residual_stride, job.scale = residual, residual_stride, 1.0
     job.y, job.y_stride = out, out_stride
     return error or run_c_norm(&job, True, False, threads)
 

@@ -25,7 +25,11 @@ cdef inline void norm_rows(const Job* job, Py_ssize_t first, Py_ssize_t last,
         x = job.x + first * job.x_stride
         if add:
             residual = job.residual + first * stride
-            add_and_sum_squares(squares, residual, x, stride, job.x_stride, count, job.n)
+            if job.scale == 1.0:
+                add_and_sum_squares(squares, residual, x, stride, job.x_stride, count, job.n)
+            else:
+                residual_add(job, first, first + count, NULL)
+                sum_squares(squares, residual, stride, count, job.n)
             x = residual
         elif job.squares != NULL:
             memcpy(squares, job.squares + first, count * sizeof(double))
@@ -51,8 +55,9 @@ cdef void rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last,
 
 cdef void add_rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last,
                        const GradientSums* _) noexcept nogil:
-    """Add, then normalise. job.residual IN-OUT, job.y OUT, job.x IN (rows, n); job.weight (n,) IN.
+    """Add scale * x, with the bits of residual_add, then normalise.
 
+    job.residual IN-OUT, job.y OUT, job.x IN (rows, n); job.weight (n,) IN.
     y may be x: the rows of x are read before those of y are written.
     """
     norm_rows(job, first, last, True)

@@ -20,7 +20,7 @@ include "kernels/sums.pxi"
 include "kernels/add.pxi"
 # gives choose_path, invert, scale_batch, DISTANCE, LINE; uses loads
 include "kernels/scale.pxi"
-# gives rms_norm, add_rms_norm, row_squares; uses sums, scale
+# gives rms_norm, add_rms_norm, row_squares; uses add, sums, scale
 include "kernels/forward.pxi"
 # gives sum_batch, sum_row_wide, fits_float32, backward_path, Batch, *_DY; uses loads, sums, scale
 include "kernels/backward_sums.pxi"
