@@ -282,7 +282,7 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
         stream_fence()
 
 
-cdef bint backward_few(const Job* job, float* dweight) noexcept nogil:
+cdef bint backward_few(const Job* job, void* dweight) noexcept nogil:
     """Backward of at most 8 rows, dweight (n,) OUT, or NULL, summed in place in float32: float64
     would be most of the work. Return False, and write nothing, if a row does not fit."""
     cdef Batch batch
@@ -293,7 +293,7 @@ cdef bint backward_few(const Job* job, float* dweight) noexcept nogil:
     for row in range(job.rows):
         if not batch.fits_float32[row]:
             return False
-    group.terms, group.begins, group.padded = dweight, True, False
+    group.terms, group.begins, group.padded = <float*>dweight, True, False
     gradient_batch(&group, NULL, &batch, job, True)
     if job.store == STREAM:
         stream_fence()
@@ -317,10 +317,10 @@ cdef void add_block(double* dweight, const double* block, Py_ssize_t n) noexcept
         i += WIDE
 
 
-cdef void store_dweight(float* out, const double* dweight, Py_ssize_t n,
+cdef void store_dweight(void* out, const double* dweight, Py_ssize_t n,
                         bint accumulate) noexcept nogil:
     """out = dweight, or out += dweight, rounded to float32. out (n,) OUT or IN-OUT."""
     cdef Py_ssize_t i = 0
     while i < n:
-        put(out + i, load_wide(dweight + i), min(<Py_ssize_t>WIDE, n - i), accumulate)
+        put(<float*>out + i, load_wide(dweight + i), min(<Py_ssize_t>WIDE, n - i), accumulate)
         i += WIDE

@@ -26,7 +26,7 @@ ctypedef struct Axis:       # one leading axis of a job's arrays
     Py_ssize_t x
     Py_ssize_t dy
 
-ctypedef struct Job:
+ctypedef struct Job:        # float64 kernels cast the pointers: there each float is a double
     float* y                # (rows, n) OUT, or IN-OUT to ACCUMULATE
     float* residual         # (rows, n) IN-OUT
     float* dx               # (rows, n) OUT, or IN-OUT to ACCUMULATE
@@ -78,7 +78,7 @@ ctypedef struct Table:
     rows_kernel backward
     # dweight (n,) OUT, or NULL, of at most 8 rows. False, and nothing written, if one needs
     # float64.
-    bint (*backward_few)(const Job* job, float* dweight) noexcept nogil
+    bint (*backward_few)(const Job* job, void* dweight) noexcept nogil
     void (*add_block)(double* dweight, const double* block, Py_ssize_t n) noexcept nogil
-    void (*store_dweight)(float* out, const double* dweight, Py_ssize_t n,
+    void (*store_dweight)(void* out, const double* dweight, Py_ssize_t n,
                           bint accumulate) noexcept nogil

@@ -1,7 +1,7 @@
-# The kernels: forward, add + forward, backward and add over rows of float32, in typed Cython,
-# compiled once per instruction set. A kernel takes pointers and sizes, never a Python object. The
-# order of every sum is written out here, and no compiler flag may change it (no -ffast-math,
-# -ffp-contract=off), so every build gives the same bits.
+# The kernels: forward, add + forward, backward and add over rows of float32, and of float64 in
+# float64.pxi, in typed Cython, compiled once per instruction set. A kernel takes pointers and
+# sizes, never a Python object. The order of every sum is written out here, and no compiler flag may
+# change it (no -ffast-math, -ffp-contract=off), so every build gives the same bits.
 #
 # u = 2**-24 is float32's rounding unit. An output may be its own input, because every element is
 # loaded before the same element is stored.
@@ -27,6 +27,8 @@ include "kernels/backward_sums.pxi"
 # gives backward, backward_few, row_products, add_block, store_dweight;
 # uses loads, scale, backward_sums
 include "kernels/backward.pxi"
+# gives *_64; uses sums
+include "kernels/float64.pxi"
 
 
 cdef void start(Job* job) noexcept nogil:
@@ -41,9 +43,12 @@ cdef void start(Job* job) noexcept nogil:
         job.path = backward_path(job)
 
 
-cdef Table TABLE = Table(start, rms_norm, add_rms_norm, residual_add, row_squares, row_products,
-                         backward, backward_few, add_block, store_dweight)
+cdef Table[2] TABLES    # of float32 rows, and of float64 rows
+TABLES[0] = Table(start, rms_norm, add_rms_norm, residual_add, row_squares, row_products, backward,
+                  backward_few, add_block, store_dweight)
+TABLES[1] = Table(start_64, rms_norm_64, add_rms_norm_64, residual_add_64, row_squares_64,
+                  row_products_64, backward_64, backward_few_64, add_block, store_dweight_64)
 
-table = PyCapsule_New(&TABLE, "fastrms.kernels", NULL)
+table = PyCapsule_New(TABLES, "fastrms.kernels", NULL)
 flags = FLAGS.decode()
 vector_floats = VEC
