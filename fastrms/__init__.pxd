@@ -14,10 +14,31 @@ cdef extern from "fastrms.h" nogil:
         FASTRMS_BAD_EPS
         FASTRMS_BAD_FLAG
         FASTRMS_BAD_SCRATCH
+        FASTRMS_BAD_KIND
+
+    enum fastrms_kind:
+        FASTRMS_FLOAT32
+        FASTRMS_FLOAT64
+        FASTRMS_FLOAT16
+        FASTRMS_BFLOAT16
 
     enum fastrms_accumulate:
         FASTRMS_DX
         FASTRMS_DWEIGHT
+
+    ctypedef struct fastrms_array:
+        void* data
+        ptrdiff_t stride
+        int kind
+
+    ctypedef struct fastrms_call:
+        fastrms_array x, residual, out, dy, dx, weight, dweight
+        ptrdiff_t rows, n
+        double eps, weight_offset, scale
+        int accumulate
+        int threads
+        void* scratch
+        size_t scratch_size
 
     ctypedef struct fastrms_functions:
         size_t size
@@ -61,6 +82,11 @@ cdef extern from "fastrms.h" nogil:
             ptrdiff_t rows, ptrdiff_t n, ptrdiff_t size,
             double eps, double weight_offset, int accumulate, int threads) noexcept nogil
         size_t (*scratch_bytes)(ptrdiff_t rows, ptrdiff_t n, int threads) noexcept nogil
+        int (*rms_norm_any)(const fastrms_call* call) noexcept nogil
+        int (*add_rms_norm_any)(const fastrms_call* call) noexcept nogil
+        int (*rms_norm_backward_any)(const fastrms_call* call) noexcept nogil
+        int (*residual_add_any)(const fastrms_call* call) noexcept nogil
+        size_t (*any_scratch_bytes)(ptrdiff_t rows, ptrdiff_t n, int threads) noexcept nogil
 
     const fastrms_functions* fastrms_api
 

@@ -52,6 +52,7 @@ OUTPUTS = {
 RETURNED = {**OUTPUTS, "add_rms_norm": ("out",)}
 NUMBERS = {
     **dict.fromkeys(MATRICES, ("eps", "weight_offset")),
+    "add_rms_norm": ("eps", "weight_offset", "scale"),
     "residual_add": ("scale",),
     "sum_squares": (),
     "sum_products": ("weight_offset",),

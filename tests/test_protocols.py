@@ -9,7 +9,7 @@ from .signatures import ARGUMENTS, ROWS, N
 
 
 def refusal(x):
-    with pytest.raises(TypeError, match=r"x must be a float32 .* or a float32 buffer") as e:
+    with pytest.raises(TypeError, match=r"x must be a numpy.ndarray or a buffer of floats") as e:
         fastrms.rms_norm(x)
     return str(e.value)
 
@@ -67,7 +67,7 @@ def test_no_way_out_where_there_is_none(value):
 def test_a_buffer_that_cannot_be_had(draw):
     buffer = memoryview(draw(ROWS, N))
     buffer.release()
-    assert refusal(buffer).startswith("x must be a float32 numpy.ndarray or a float32 buffer, got ")
+    assert refusal(buffer).startswith("x must be a numpy.ndarray or a buffer of floats, got ")
     assert "got memoryview (" in refusal(buffer)
     assert "released" in refusal(buffer)
 

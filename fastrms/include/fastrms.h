@@ -47,8 +47,28 @@ enum fastrms_error {
     FASTRMS_BAD_POINTER, /* NULL, misaligned, equal outputs, one of weight and dweight alone */
     FASTRMS_BAD_EPS,     /* negative or NaN */
     FASTRMS_BAD_FLAG,    /* accumulate or threads is none of the values above */
-    FASTRMS_BAD_SCRATCH  /* NULL with a weight, or misaligned */
+    FASTRMS_BAD_SCRATCH, /* NULL with a weight, misaligned, or too small */
+    FASTRMS_BAD_KIND     /* none of fastrms_kind */
 };
+
+enum fastrms_kind { FASTRMS_FLOAT32 = 0, FASTRMS_FLOAT64, FASTRMS_FLOAT16, FASTRMS_BFLOAT16 };
+
+typedef struct fastrms_array {
+    void *data;       /* NULL for an array that the call lacks */
+    ptrdiff_t stride; /* elements from row to row; not used for weight and dweight */
+    int kind;         /* of fastrms_kind */
+} fastrms_array;
+
+/* The arguments of a call for arrays of any kind; those that a function does not have are not read. */
+typedef struct fastrms_call {
+    fastrms_array x, residual, out, dy, dx, weight, dweight;
+    ptrdiff_t rows, n;
+    double eps, weight_offset, scale;
+    int accumulate; /* 1, FASTRMS_DX: add to out or dx; FASTRMS_DWEIGHT: to dweight */
+    int threads;
+    void *scratch;
+    size_t scratch_size; /* any_scratch_bytes(rows, n, threads); fewer limit the threads */
+} fastrms_call;
 
 enum fastrms_accumulate { FASTRMS_DX = 1, FASTRMS_DWEIGHT = 2 };
 
@@ -117,6 +137,17 @@ typedef struct fastrms_functions {
     /* The scratch of the backward functions, in bytes: some 32 n with threads = 1, at most 800 n
      * with 0, n rounded up to a multiple of 16. 0 for bad sizes, for which the call fails. */
     size_t (*scratch_bytes)(ptrdiff_t rows, ptrdiff_t n, int threads);
+
+    /* Functions above for arrays of any kind, in any mix. Each array is widened to the call's
+     * arithmetic, also an output that is added to, and an output is rounded to its kind once. The
+     * arithmetic is float64 if x, dy, residual, out or dx is float64, else float32: a weight in
+     * float64 is then rounded. add_rms_norm_any normalises what was stored in residual. An output may
+     * be an input, where stated above, if the kind is the same too. */
+    int (*rms_norm_any)(const fastrms_call *call);
+    int (*add_rms_norm_any)(const fastrms_call *call); /* residual += scale * x before the norm */
+    int (*rms_norm_backward_any)(const fastrms_call *call);
+    int (*residual_add_any)(const fastrms_call *call);
+    size_t (*any_scratch_bytes)(ptrdiff_t rows, ptrdiff_t n, int threads);
 } fastrms_functions;
 
 /* The functions, after import_fastrms(). */

@@ -9,7 +9,7 @@ import os
 
 cimport numpy as cnp
 
-from kernels.job cimport Axis, Job
+from kernels.job cimport Axis, Job, Table
 
 cnp.import_array()
 
@@ -19,27 +19,32 @@ include "schedule/isa.pxi"
 include "schedule/tuning.pxi"
 # gives thread*, is_brief, RELEASE_GIL, parallel_from, _run_serially_after_fork; uses nothing
 include "schedule/threads.pxi"
-# gives run_rows; uses nothing
+# gives run_staged, staged_rows, *_bytes, kernels_for, kind_size, ABSENT; uses isa
+include "schedule/staging.pxi"
+# gives run_rows; uses staging
 include "schedule/segments.pxi"
-# gives run, run_c, Plan, make_plan, scratch_bytes; uses isa, tuning, threads, segments
+# gives run, run_c, Plan, make_plan, scratch_bytes; uses tuning, threads, segments, staging
 include "schedule/schedule.pxi"
 # gives take_number*, is_eps, as_size, checked_size, MOST_SIZE; uses nothing
 include "door/numbers.pxi"
-# gives as_array, check_*, shape_of, refuse_masked, new_like, copy_of; uses nothing
+# gives as_array, check_*, shape_of, refuse_masked, new_like, copy_of, kind_of; uses nothing
 include "door/arrays.pxi"
 # gives may_overlap, aliasable_input, disjoint_input, check_disjoint; uses arrays
 include "door/overlap.pxi"
-# gives rows_of, write_back, set_pointers, MOST_AXES; uses arrays
+# gives rows_of, write_back, set_pointers, set_kinds, convert_vector, MOST_AXES;
+# uses isa, staging, arrays
 include "door/strides.pxi"
 # gives as_sums*, check_sums, sums_beside; uses arrays, overlap
 include "door/split_sums.pxi"
-# gives take_x, init_job, normed, gradients;
+# gives take_x, init_job, weight_for, normed, gradients;
 # uses isa, tuning, schedule, numbers, arrays, overlap, strides, split_sums
 include "door/jobs.pxi"
 # gives nothing; uses isa, schedule, numbers, arrays, strides, split_sums, jobs
 include "door/split.pxi"
-# gives nothing; uses isa, tuning, schedule, numbers, jobs
+# gives bad_*, init_c_job, c_*; uses isa, tuning, schedule, numbers, jobs
 include "door/c_api.pxi"
+# gives nothing; uses tuning, threads, staging, schedule, c_api
+include "door/c_any.pxi"
 # gives nothing; uses isa, threads
 include "door/settings.pxi"
 
@@ -156,7 +161,7 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
     return gradients(dy, x, weight, eps, weight_offset, dx, dweight, accumulate, None)
 
 
-def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=None):
+def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, scale=1.0, out=None):
     """Add `x` to the residual stream, and normalise the sum: one pass over memory.
 
     ``residual += x``, then ``y = rms_norm(residual, weight, eps)``, over the last axis.
@@ -201,17 +206,20 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
     cdef Axis[MOST_AXES] axes
     cdef cnp.ndarray x_in, total, w, y, x_rows, total_rows, y_rows
     cdef object result = out
+    cdef const Table* table = kernels
+    cdef bint other
     take_numbers(&job, eps, weight_offset)
+    take_number(&job.scale, scale, "scale")
     x_in, total = as_array(x, "x"), as_array(residual, "residual")
     w, y = as_array(weight, "weight"), as_array(out, "out")
-    take_x(&job, x_in)
-    check_like(total, "residual", x_in, "x", output=True)
+    other = take_x(&job, x_in)
+    other |= check_like(total, "residual", x_in, "x", output=True)
     if w is not None:
-        check_vector(w, "weight", job.n)
+        other |= check_vector(w, "weight", job.n)
     if y is None:
         y = result = new_like(x_in)
     else:
-        check_like(y, "out", x_in, "x", output=True)
+        other |= check_like(y, "out", x_in, "x", output=True)
         if may_overlap(y, x_in, None, w, total):
             check_disjoint(y, "out", total, "residual")
             x_in, w = aliasable_input(x_in, y), disjoint_input(w, y)
@@ -225,7 +233,10 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, out=N
     set_pointers(&job, axes, x_rows, None, y_rows, total_rows, None)
     job.scale = 1.0
     tune(&job, 3, job.y, job.y_stride, False, job.y == job.x)
-    run(kernels.add_rms_norm, &job, NULL, False)
+    if other:
+        table = set_kinds(&job, axes, x_rows, None, y_rows, total_rows, None)
+        w = weight_for(&job, table, w)
+    run(table, table.add_rms_norm, &job, NULL, False)
     write_back(total, total_rows)
     write_back(y, y_rows)
     return result
@@ -271,15 +282,19 @@ def residual_add(x, residual, scale=1.0):
     cdef Job job
     cdef Axis[MOST_AXES] axes
     cdef cnp.ndarray x_in, total, x_rows, total_rows
+    cdef const Table* table = kernels
+    cdef bint other
     take_number(&job.scale, scale, "scale")
     x_in, total = as_array(x, "x"), as_array(residual, "residual")
-    take_x(&job, x_in)
-    check_like(total, "residual", x_in, "x", output=True)
+    other = take_x(&job, x_in)
+    other |= check_like(total, "residual", x_in, "x", output=True)
     if may_overlap(total, x_in):
         x_in = aliasable_input(x_in, total)
     x_rows, total_rows = rows_of(x_in), rows_of(total, output=True)
     set_pointers(&job, axes, x_rows, None, None, total_rows, None)
-    run(kernels.residual_add, &job, NULL, False)
+    if other:
+        table = set_kinds(&job, axes, x_rows, None, None, total_rows, None)
+    run(table, table.residual_add, &job, NULL, False)
     write_back(total, total_rows)
     return residual
 

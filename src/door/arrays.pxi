@@ -1,9 +1,12 @@
-# Arrays: conversion of an argument to a float32 ndarray, or an error that names the argument, what
-# was wanted and what came. Nothing here writes to an array.
+# Arrays: conversion of an argument to an ndarray of a kind that kernels take, or an error that names
+# the argument, what was wanted and what came. Nothing here writes to an array.
 
 import numpy as np
 
 cimport numpy as cnp
+
+from door.python cimport PyArray_NewLikeArray
+from kernels.kinds cimport BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 
 # Messages never advise a copy of these: the result would be lost with it.
 cdef frozenset WRITTEN = frozenset(("residual", "out", "dx", "dweight"))
@@ -31,7 +34,7 @@ cdef cnp.ndarray foreign_array(object value, str name):
 
 
 cdef str no_array(object value, str name):
-    return (f"{name} must be a float32 numpy.ndarray or a float32 buffer, "
+    return (f"{name} must be a numpy.ndarray or a buffer of floats, "
             f"got {type(value).__name__}{hint(value, name)}")
 
 
@@ -65,28 +68,71 @@ cdef str hint(object value, str name):
 
 
 # ---- type and shape ---------------------------------------------------------------------------
-# From here to the kernel no code of the caller's runs, except after an error.
+# From here to the kernel no code of the caller's runs, except after an error. The checks return
+# whether the array is no float32: then set_kinds has to look at the call's arrays.
+
+# NumPy's number for ml_dtypes.bfloat16, which it gets when ml_dtypes is imported: by others, and
+# perhaps after fastrms.
+cdef int bfloat16_number = -1
+
+
+cdef inline int kind_of(cnp.ndarray array) noexcept:
+    """Return the kind of a checked array."""
+    cdef int number = cnp.PyArray_TYPE(array)
+    if number == cnp.NPY_FLOAT:
+        return FLOAT32
+    if number == cnp.NPY_DOUBLE:
+        return FLOAT64
+    return FLOAT16 if number == cnp.NPY_FLOAT16 else BFLOAT16
+
 
 cdef inline int check_array(cnp.ndarray array, str name, bint output=False) except -1:
-    """Require a native float32 array with a last axis; for an output, writeable too."""
+    """Require a native array of floats with a last axis; for an output, writeable too."""
     if (array is not None and cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT
             and not cnp.PyArray_ISBYTESWAPPED(array) and cnp.PyArray_NDIM(array) > 0
             and (not output or cnp.PyArray_ISWRITEABLE(array))):
-        return 0
-    return refuse_array(array, name, output)
+        return False
+    return check_other_array(array, name, output)
 
 
-cdef int refuse_array(cnp.ndarray array, str name, bint output) except -1:
+cdef int check_other_array(cnp.ndarray array, str name, bint output) except -1:
+    """Check an array that is no float32, or not as it must be."""
     if array is None:
         raise TypeError(no_array(None, name))
-    if cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT or cnp.PyArray_ISBYTESWAPPED(array):
-        # out.astype(...) would be a temporary, and the result lost with it.
-        raise TypeError(f"{name} must be native float32, got {array.dtype.str!r} ({array.dtype}); "
-                        + ("it is written, so allocate it as float32, and keep it" if output
-                           else f"convert it first: {name}.astype(np.float32)"))
+    if not is_float(array):
+        refuse_dtype(array, name, output)
     if cnp.PyArray_NDIM(array) == 0:
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
-    return check_writeable(array, name)
+    if output:
+        check_writeable(array, name)
+    return cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT
+
+
+cdef bint is_float(cnp.ndarray array) except -1:
+    """Return whether the array is native and of a kind that kernels take."""
+    global bfloat16_number
+    cdef int number = cnp.PyArray_TYPE(array)
+    if cnp.PyArray_ISBYTESWAPPED(array):
+        return False
+    if number in (cnp.NPY_FLOAT, cnp.NPY_DOUBLE, cnp.NPY_FLOAT16, bfloat16_number):
+        return True
+    scalar = array.dtype.type
+    if scalar.__name__ != "bfloat16" or scalar.__module__ != "ml_dtypes":
+        return False
+    bfloat16_number = number
+    return True
+
+
+cdef int refuse_dtype(cnp.ndarray array, str name, bint output) except -1:
+    kind = array.dtype.str
+    if output:      # out.astype(...) would be a temporary, and the result lost with it
+        advice = "it is written, so allocate it as one of these, and keep it"
+    elif kind == "|V2":     # as np.load gives a bfloat16
+        advice = f"if it holds bfloat16, pass {name}.view(ml_dtypes.bfloat16)"
+    else:
+        advice = f"convert it first: {name}.astype(np.float32)"
+    raise TypeError(f"{name} must be native float16, bfloat16, float32 or float64, got {kind!r} "
+                    f"({array.dtype}); {advice}")
 
 
 cdef int check_writeable(cnp.ndarray array, str name) except -1:
@@ -98,22 +144,23 @@ cdef int check_writeable(cnp.ndarray array, str name) except -1:
 
 cdef inline int check_like(cnp.ndarray array, str name, cnp.ndarray like, str like_name,
                            bint output=False) except -1:
-    """Require a float32 array of the shape of `like`."""
-    check_array(array, name, output)
+    """Require an array of the shape of `like`."""
+    cdef bint other = check_array(array, name, output)
     if not cnp.PyArray_SAMESHAPE(array, like):
         raise ValueError(f"{name} must have the shape of {like_name}, {shape_of(like)}, "
                          f"got {shape_of(array)}")
-    return 0
+    return other
 
 
 cdef inline int check_vector(cnp.ndarray array, str name, Py_ssize_t n,
                              bint output=False) except -1:
-    """Require a float32 array of shape (n,)."""
-    check_array(array, name, output)
-    if cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != n:
+    """Require an array of shape (n,) or (1, ..., 1, n)."""
+    cdef bint other = check_array(array, name, output)
+    if ((cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != n)
+            and shape_of(array) != (1,) * (cnp.PyArray_NDIM(array) - 1) + (n,)):
         raise ValueError(f"{name} must have shape ({n},), the last axis of x, "
                          f"got {shape_of(array)}")
-    return 0
+    return other
 
 
 cdef tuple shape_of(cnp.ndarray array):
@@ -121,7 +168,10 @@ cdef tuple shape_of(cnp.ndarray array):
 
 
 cdef inline cnp.ndarray new_like(cnp.ndarray array):
-    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array), cnp.NPY_FLOAT, 0)
+    """Return a new C-contiguous array of the same shape and dtype."""
+    if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT:
+        return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array), cnp.NPY_FLOAT, 0)
+    return PyArray_NewLikeArray(array, cnp.NPY_CORDER, NULL, 0)
 
 
 cdef inline cnp.ndarray copy_of(cnp.ndarray array):

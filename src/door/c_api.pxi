@@ -2,13 +2,11 @@
 # as the Python functions, from pointers, check as much as a pointer allows, and return an error
 # code. They never allocate, touch a Python object or check for Ctrl-C.
 
-from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport memset
 
 from fastrms cimport (
-    FASTRMS_API_VERSION, FASTRMS_BAD_EPS, FASTRMS_BAD_FLAG, FASTRMS_BAD_POINTER,
-    FASTRMS_BAD_SCRATCH, FASTRMS_BAD_SIZE, FASTRMS_BAD_STRIDE, FASTRMS_DWEIGHT, FASTRMS_DX,
-    FASTRMS_OK, fastrms_functions,
+    FASTRMS_BAD_EPS, FASTRMS_BAD_FLAG, FASTRMS_BAD_POINTER, FASTRMS_BAD_SCRATCH,
+    FASTRMS_BAD_SIZE, FASTRMS_BAD_STRIDE, FASTRMS_DWEIGHT, FASTRMS_DX, FASTRMS_OK,
 )
 from kernels.job cimport Job, rows_kernel
 
@@ -20,19 +18,19 @@ cdef inline int bad_pointer(const void* data, size_t alignment) noexcept nogil:
     return FASTRMS_BAD_POINTER if data == NULL or <size_t>data & (alignment - 1) else FASTRMS_OK
 
 
-cdef int bad_output(const float* data, Py_ssize_t stride, Py_ssize_t rows,
-                    Py_ssize_t n) noexcept nogil:
-    """Check an output's pointer and stride.
+cdef int bad_output(const void* data, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t n,
+                    int size=sizeof(float)) noexcept nogil:
+    """Check an output's pointer and stride. size: the bytes of a number.
 
     Rows that overlap would be written by two threads at once, and read after that. Rows too far
     apart for an address would wrap around the end of memory, onto others.
     """
     cdef Py_ssize_t most
     if rows > 1:
-        most = MOST_FLOATS // rows
+        most = MOST_FLOATS // rows * 4 // size
         if -n < stride < n or not -most <= stride <= most:
             return FASTRMS_BAD_STRIDE
-    return bad_pointer(data, sizeof(float))
+    return bad_pointer(data, size)
 
 
 cdef inline int bad_weight(const float* weight) noexcept nogil:
@@ -49,6 +47,7 @@ cdef int init_c_job(Job* job, Py_ssize_t rows, Py_ssize_t n, Py_ssize_t size, do
     if threads & ~1:
         return FASTRMS_BAD_FLAG
     init_job(job, rows, n)
+    job.scale = 1.0
     job.size, job.eps, job.weight_offset = size, eps, weight_offset
     return FASTRMS_OK
 
@@ -67,7 +66,7 @@ cdef inline int run_c_norm(Job* job, bint add, int accumulate, int threads) noex
     if error or (add and job.y == job.residual):
         return error or FASTRMS_BAD_POINTER
     tune(job, 3 if add else 2, job.y, job.y_stride, accumulate, job.y == job.x)
-    run_c(kernels.add_rms_norm if add else kernels.rms_norm, job, NULL, False, NULL, threads)
+    run_c(kernels, kernels.add_rms_norm if add else kernels.rms_norm, job, NULL, False, NULL, NULL, 0, threads)
     return FASTRMS_OK
 
 
@@ -105,7 +104,7 @@ cdef int c_residual_add(const float* x, ptrdiff_t x_stride,
         return error
     job.x, job.x_stride = x, x_stride
     job.residual, job.residual_stride, job.scale = residual, residual_stride, scale
-    run_c(kernels.residual_add, &job, NULL, False, NULL, threads)
+    run_c(kernels, kernels.residual_add, &job, NULL, False, NULL, NULL, 0, threads)
     return FASTRMS_OK
 
 
@@ -130,7 +129,8 @@ cdef int run_c_backward(Job* job, float* dweight, double* scratch, int accumulat
         return error
     tune(job, 3, job.dx, job.dx_stride, accumulate & FASTRMS_DX != 0,
          job.dx == job.x or job.dx == job.dy)
-    run_c(kernels.backward, job, dweight, accumulate & FASTRMS_DWEIGHT != 0, scratch, threads)
+    run_c(kernels, kernels.backward, job, dweight, accumulate & FASTRMS_DWEIGHT != 0, scratch, NULL, 0,
+          threads)
     return FASTRMS_OK
 
 
@@ -158,7 +158,7 @@ cdef size_t c_scratch_bytes(ptrdiff_t rows, ptrdiff_t n, int threads) noexcept n
     cdef Plan plan
     if init_c_job(&job, rows, n, n, 0.0, 0.0, threads):
         return 0
-    plan = make_plan(NULL, &job, True, 1)
+    plan = make_plan(kernels, NULL, &job, True, 1)
     return plan.width * scratch_bytes(&plan, 1 if threads == 1 else plan.blocks)
 
 
@@ -195,7 +195,7 @@ cdef int run_c_sums(rows_kernel kernel, Job* job, const float* other, double* ou
     if job.n == 0:
         memset(out, 0, job.rows * sizeof(double))
     else:
-        run_c(kernel, job, NULL, False, NULL, threads)
+        run_c(kernels, kernel, job, NULL, False, NULL, NULL, 0, threads)
     return FASTRMS_OK
 
 
@@ -228,11 +228,3 @@ cdef int c_rms_scale_backward(const float* dy, ptrdiff_t dy_stride,
     job.dx, job.dx_stride = dx, dx_stride
     job.squares, job.products = <double*>sum_squares, <double*>sum_products
     return error or run_c_backward(&job, dweight, <double*>scratch, accumulate, threads)
-
-
-cdef fastrms_functions C_FUNCTIONS = fastrms_functions(
-    sizeof(fastrms_functions), FASTRMS_API_VERSION, c_rms_norm, c_add_rms_norm,
-    c_rms_norm_backward, c_residual_add, c_sum_squares, c_sum_products, c_rms_scale,
-    c_rms_scale_backward, c_scratch_bytes)
-
-_C_API = PyCapsule_New(&C_FUNCTIONS, "fastrms._core._C_API", NULL)

@@ -6,7 +6,8 @@ import numpy as np
 cimport numpy as cnp
 
 from fastrms cimport FASTRMS_DWEIGHT, FASTRMS_DX
-from kernels.job cimport STORE, Axis, Job
+from kernels.job cimport STORE, Axis, Job, Table
+from kernels.kinds cimport FLOAT32, FLOAT64
 
 
 cdef inline int take_accumulate(object value, bint by_name) except -1:
@@ -39,15 +40,15 @@ cdef int refuse_accumulate(int adds) except -1:
 
 
 cdef inline int take_x(Job* job, cnp.ndarray x) except -1:
-    """Check x, and set up a job for its rows, without a weight."""
+    """Check x, and set up a job for its rows, without a weight; return whether x is no float32."""
     cdef Py_ssize_t rows = 1
     cdef int axis, last
-    check_array(x, "x")
+    cdef bint other = check_array(x, "x")
     last = cnp.PyArray_NDIM(x) - 1
     for axis in range(last):
         rows *= cnp.PyArray_DIM(x, axis)
     init_job(job, rows, cnp.PyArray_DIM(x, last))
-    return 0
+    return other
 
 
 cdef inline void init_job(Job* job, Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
@@ -59,6 +60,31 @@ cdef inline void init_job(Job* job, Py_ssize_t rows, Py_ssize_t n) noexcept nogi
     job.squares = job.products = NULL
     job.weight = job.y = job.dx = NULL
     job.axes = NULL
+    job.staged = False
+
+
+cdef cnp.ndarray weight_for(Job* job, const Table* table, cnp.ndarray weight):
+    """Set a job's weight to rows_of(weight) in the arithmetic of a table's kernels; return the array
+    that holds it, None for None."""
+    if weight is None:
+        return None
+    weight = vector_for(table, weight, True)
+    job.weight = <const float*>cnp.PyArray_DATA(weight)
+    return weight
+
+
+cdef cnp.ndarray vector_for(const Table* table, cnp.ndarray row, bint reads):
+    """Return a contiguous vector in the arithmetic of a table's kernels: itself, or a new one, with
+    its values if it is read."""
+    cdef int kind = FLOAT32 if table == kernels else FLOAT64
+    cdef cnp.ndarray vector
+    if kind_of(row) == kind:
+        return row
+    vector = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(row), cnp.PyArray_DIMS(row),
+                               cnp.NPY_FLOAT if kind == FLOAT32 else cnp.NPY_DOUBLE, 0)
+    if reads:
+        convert_vector(vector, row)
+    return vector
 
 
 cdef object normed(object x, object weight, object eps, object weight_offset, object out,
@@ -68,24 +94,25 @@ cdef object normed(object x, object weight, object eps, object weight_offset, ob
     cdef Axis[MOST_AXES] axes
     cdef cnp.ndarray x_in, w, y, squares = None, x_rows, y_rows
     cdef object result = out
+    cdef const Table* table = kernels
     cdef Py_ssize_t size = 0
-    cdef bint adds = take_accumulate(accumulate, False) != 0
+    cdef bint other, adds = take_accumulate(accumulate, False) != 0
     take_numbers(&job, eps, weight_offset)
     if sums is not None:
         size, squares = as_size(sums[1]), as_sums(sums[0], "sum_squares")
     x_in, w, y = as_array(x, "x"), as_array(weight, "weight"), as_array(out, "out")
-    take_x(&job, x_in)
+    other = take_x(&job, x_in)
     if sums is not None:
         job.size = checked_size(size, job.n)
         check_sums(squares, "sum_squares", x_in)
     if w is not None:
-        check_vector(w, "weight", job.n)
+        other |= check_vector(w, "weight", job.n)
     if y is None:
         if adds:
             raise ValueError("accumulate=True needs out=, an array to add to")
         y = result = new_like(x_in)
     else:
-        check_like(y, "out", x_in, "x", output=True)
+        other |= check_like(y, "out", x_in, "x", output=True)
         if may_overlap(y, x_in, None, w):
             x_in, w = aliasable_input(x_in, y), disjoint_input(w, y)
     if sums is not None:
@@ -97,7 +124,10 @@ cdef object normed(object x, object weight, object eps, object weight_offset, ob
     x_rows, y_rows = rows_of(x_in), rows_of(y, output=True)
     set_pointers(&job, axes, x_rows, None, y_rows, None, None)
     tune(&job, 2, job.y, job.y_stride, adds, job.y == job.x)
-    run(kernels.rms_norm, &job, NULL, False)
+    if other:
+        table = set_kinds(&job, axes, x_rows, None, y_rows, None, None)
+        w = weight_for(&job, table, w)
+    run(table, table.rms_norm, &job, NULL, False)
     write_back(y, y_rows)
     return result
 
@@ -111,8 +141,10 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     cdef cnp.ndarray x_in, dy_in, w, dx_out, dweight_out, squares = None, products = None
     cdef cnp.ndarray x_rows, dy_rows, dx_rows, dweight_row
     cdef object dx_result = dx, dweight_result = dweight
-    cdef float* dweight_data = NULL
+    cdef const Table* table = kernels
+    cdef void* dweight_data = NULL
     cdef Py_ssize_t size = 0
+    cdef bint other
     cdef int adds = take_accumulate(accumulate, True)
     cdef bint to_dx = adds & FASTRMS_DX and dx is not None
     cdef bint to_dweight = adds & FASTRMS_DWEIGHT and dweight is not None
@@ -122,22 +154,23 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
         squares, products = as_sums(sums[0], "sum_squares"), as_sums(sums[1], "sum_products")
     dy_in, x_in, w = as_array(dy, "dy"), as_array(x, "x"), as_array(weight, "weight")
     dx_out, dweight_out = as_array(dx, "dx"), as_array(dweight, "dweight")
-    take_x(&job, x_in)
-    check_like(dy_in, "dy", x_in, "x")
+    other = take_x(&job, x_in)
+    other |= check_like(dy_in, "dy", x_in, "x")
     if sums is not None:
         check_sums(squares, "sum_squares", x_in)
         check_sums(products, "sum_products", x_in)
         job.size = checked_size(size, job.n)
     if w is not None:
-        check_vector(w, "weight", job.n)
+        other |= check_vector(w, "weight", job.n)
     elif dweight is not None:
         raise ValueError("dweight needs weight: without one it has no gradient")
     if adds and not to_dx and not to_dweight:
         refuse_accumulate(adds)
     if dweight is not None:
-        check_vector(dweight_out, "dweight", job.n, output=True)
+        other |= check_vector(dweight_out, "dweight", job.n, output=True)
+        check_dweight_shape(dweight_out, w)
     if dx is not None:
-        check_like(dx_out, "dx", x_in, "x", output=True)
+        other |= check_like(dx_out, "dx", x_in, "x", output=True)
         if may_overlap(dx_out, x_in, dy_in, w, dweight_out):
             if dweight is not None:
                 check_disjoint(dx_out, "dx", dweight_out, "dweight")
@@ -161,10 +194,23 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
         if dweight is None:
             dweight_out = dweight_result = new_like(w)
         dweight_row = rows_of(dweight_out, output=True)
-        dweight_data = <float*>cnp.PyArray_DATA(dweight_row)
+        dweight_data = cnp.PyArray_DATA(dweight_row)
     tune(&job, 3, job.dx, job.dx_stride, to_dx, job.dx == job.x or job.dx == job.dy)
-    run(kernels.backward, &job, dweight_data, to_dweight)
+    if other:
+        table = set_kinds(&job, axes, x_rows, dy_rows, None, None, dx_rows)
+        w = weight_for(&job, table, w)
+        if w is not None:
+            dweight_row = vector_for(table, dweight_row, to_dweight)
+            dweight_data = cnp.PyArray_DATA(dweight_row)
+    run(table, table.backward, &job, dweight_data, to_dweight)
     write_back(dx_out, dx_rows)
     if w is not None:
         write_back(dweight_out, dweight_row)
     return dx_result, dweight_result
+
+
+cdef inline int check_dweight_shape(cnp.ndarray dweight, cnp.ndarray weight) except -1:
+    if cnp.PyArray_NDIM(dweight) > 1 and not cnp.PyArray_SAMESHAPE(dweight, weight):
+        raise ValueError(f"dweight must have shape {shape_of(weight)[-1:]} or that of weight, "
+                         f"{shape_of(weight)}, got {shape_of(dweight)}")
+    return 0

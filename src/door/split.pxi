@@ -4,7 +4,7 @@
 
 cimport numpy as cnp
 
-from kernels.job cimport Axis, Job, rows_kernel
+from kernels.job cimport Axis, Job, Table
 
 
 def sum_squares(x, *, out=None):
@@ -43,10 +43,11 @@ def sum_squares(x, *, out=None):
     """
     cdef Job job
     cdef cnp.ndarray x_in, target
+    cdef bint other
     take_numbers(&job, 0.0, 0.0)
     x_in, target = as_array(x, "x"), as_sums_output(out)
-    take_x(&job, x_in)
-    target = sums_of_rows(&job, kernels.row_squares, &job.squares, x_in, None, None, target)
+    other = take_x(&job, x_in)
+    target = sums_of_rows(&job, x_in, None, None, target, other)
     return target if out is None else out
 
 
@@ -87,12 +88,13 @@ def sum_products(dy, x, weight=None, *, weight_offset=0.0, out=None):
     """
     cdef Job job
     cdef cnp.ndarray x_in, dy_in, w, target
+    cdef bint other
     take_numbers(&job, 0.0, weight_offset)
     dy_in, x_in, w = as_array(dy, "dy"), as_array(x, "x"), as_array(weight, "weight")
     target = as_sums_output(out)
-    take_x(&job, x_in)
-    check_like(dy_in, "dy", x_in, "x")
-    target = sums_of_rows(&job, kernels.row_products, &job.products, x_in, dy_in, w, target)
+    other = take_x(&job, x_in)
+    other |= check_like(dy_in, "dy", x_in, "x")
+    target = sums_of_rows(&job, x_in, dy_in, w, target, other)
     return target if out is None else out
 
 
@@ -190,13 +192,15 @@ def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=
                      (sum_squares, sum_products, size))
 
 
-cdef cnp.ndarray sums_of_rows(Job* job, rows_kernel kernel, double** sums, cnp.ndarray x,
-                              cnp.ndarray dy, cnp.ndarray w, cnp.ndarray target):
-    """Run a kernel that computes one sum a row; return the sums, in `target` or a new array."""
+cdef cnp.ndarray sums_of_rows(Job* job, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray w,
+                              cnp.ndarray target, bint other):
+    """Sum the squares of each row, or with dy its products; return the sums, in `target` or a new
+    array. `other`: x or dy is no float32."""
     cdef Axis[MOST_AXES] axes
+    cdef const Table* table = kernels
     cdef cnp.ndarray row_sums, x_rows, dy_rows
     if w is not None:
-        check_vector(w, "weight", job.n)
+        other |= check_vector(w, "weight", job.n)
     if target is not None:
         check_sums(target, "out", x, output=True)
     # Always new: `out` may be anywhere, in any order, and sums are few.
@@ -206,8 +210,14 @@ cdef cnp.ndarray sums_of_rows(Job* job, rows_kernel kernel, double** sums, cnp.n
         job.weight = <const float*>cnp.PyArray_DATA(w)
     x_rows, dy_rows = rows_of(x), None if dy is None else rows_of(dy)
     set_pointers(job, axes, x_rows, dy_rows, None, None, None)
-    sums[0] = <double*>cnp.PyArray_DATA(row_sums)
-    run(kernel, job, NULL, False)
+    if other:
+        table = set_kinds(job, axes, x_rows, dy_rows, None, None, None)
+        w = weight_for(job, table, w)
+    if dy is None:
+        job.squares = <double*>cnp.PyArray_DATA(row_sums)
+    else:
+        job.products = <double*>cnp.PyArray_DATA(row_sums)
+    run(table, table.row_squares if dy is None else table.row_products, job, NULL, False)
     if target is None:
         return row_sums
     write_back(target, row_sums)

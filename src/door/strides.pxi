@@ -5,7 +5,8 @@
 cimport numpy as cnp
 from libc.stdlib cimport llabs
 
-from kernels.job cimport Axis, Job
+from kernels.job cimport Axis, Job, Kinds, Table
+from machine.fp_state cimport default_fp_state, fp_state, restore_fp_state
 
 cdef enum:
     MOST_AXES = 64      # as many as NumPy has
@@ -22,7 +23,8 @@ cdef inline cnp.ndarray rows_of(cnp.ndarray array, bint output=False):
         if cnp.PyArray_IS_C_CONTIGUOUS(array):
             return array
         last = cnp.PyArray_NDIM(array) - 1
-        if ((cnp.PyArray_DIM(array, last) == 1 or cnp.PyArray_STRIDE(array, last) == sizeof(float))
+        if ((cnp.PyArray_DIM(array, last) == 1
+                or cnp.PyArray_STRIDE(array, last) == cnp.PyArray_ITEMSIZE(array))
                 and (not output or rows_are_disjoint(array))):
             return array
     return copy_of(array)
@@ -36,7 +38,7 @@ cdef bint rows_are_disjoint(cnp.ndarray array) noexcept:
     cdef int axis, other, last = cnp.PyArray_NDIM(array) - 1
     cdef Py_ssize_t span, step
     for axis in range(last):
-        span = cnp.PyArray_DIM(array, last) * sizeof(float)
+        span = cnp.PyArray_DIM(array, last) * cnp.PyArray_ITEMSIZE(array)
         for other in range(last):
             step = llabs(cnp.PyArray_STRIDE(array, other))
             if other != axis and step <= llabs(cnp.PyArray_STRIDE(array, axis)):
@@ -47,10 +49,29 @@ cdef bint rows_are_disjoint(cnp.ndarray array) noexcept:
 
 
 cdef inline int write_back(cnp.ndarray target, cnp.ndarray rows) except -1:
-    """Copy rows that rows_of made back into their array. Not by NumPy's WRITEBACKIFCOPY: a call
-    that ends early drops this copy, and an operand of np.nditer keeps its own flag."""
+    """Copy rows that stood in for an output back into it."""
+    return 0 if rows is target else copy_back(target, rows)
+
+
+cdef int copy_back(cnp.ndarray target, cnp.ndarray rows) except -1:
+    """Not by NumPy's WRITEBACKIFCOPY: a call that ends early drops the copy, and an operand of
+    np.nditer keeps its own flag."""
+    cdef cnp.ndarray row
+    if cnp.PyArray_TYPE(rows) != cnp.PyArray_TYPE(target):      # dweight's
+        row = rows_of(target, output=True)
+        convert_vector(row, rows)
+        rows = row
     if rows is not target:
         cnp.PyArray_CopyAnyInto(target, rows)
+    return 0
+
+
+cdef int convert_vector(cnp.ndarray to, cnp.ndarray row) except -1:
+    """Convert a contiguous vector into one of another kind."""
+    cdef fp_state state = default_fp_state()
+    kernels.convert(cnp.PyArray_DATA(to), kind_of(to), cnp.PyArray_DATA(row), kind_of(row),
+                    cnp.PyArray_SIZE(row))
+    restore_fp_state(state)
     return 0
 
 
@@ -99,17 +120,21 @@ cdef void merge_axes(Job* job, Axis* axes, cnp.ndarray x, cnp.ndarray dy, cnp.nd
         else:
             axes[count] = axis
             count += 1
-    job.x_stride, job.dy_stride, job.y_stride = axes[0].x, axes[0].dy, axes[0].y
-    job.residual_stride, job.dx_stride = axes[0].residual, axes[0].dx
+    job.x_stride, job.dy_stride = element_stride(x, axes[0].x), element_stride(dy, axes[0].dy)
+    job.y_stride, job.dx_stride = element_stride(y, axes[0].y), element_stride(dx, axes[0].dx)
+    job.residual_stride = element_stride(residual, axes[0].residual)
     if count > 1:
         job.axes = axes
 
 
 cdef inline Py_ssize_t step(cnp.ndarray array, int axis) noexcept:
-    """Return an axis's stride in floats; 0 without an array."""
-    if array is None:
-        return 0
-    return cnp.PyArray_STRIDE(array, axis) // <Py_ssize_t>sizeof(float)
+    """Return an axis's stride in bytes; 0 without an array."""
+    return 0 if array is None else cnp.PyArray_STRIDE(array, axis)
+
+
+cdef inline Py_ssize_t element_stride(cnp.ndarray array, Py_ssize_t bytes) noexcept:
+    """Return a stride in elements; 0 without an array."""
+    return 0 if array is None else bytes // <Py_ssize_t>cnp.PyArray_ITEMSIZE(array)
 
 
 cdef inline bint merges_with(const Axis* inner, const Axis* outer) noexcept:
@@ -118,3 +143,18 @@ cdef inline bint merges_with(const Axis* inner, const Axis* outer) noexcept:
     return (outer.x == inner.x * length and outer.dy == inner.dy * length
             and outer.y == inner.y * length and outer.residual == inner.residual * length
             and outer.dx == inner.dx * length)
+
+
+# ---- kinds other than float32 -----------------------------------------------------------------
+
+cdef const Table* set_kinds(Job* job, Axis* axes, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y,
+                            cnp.ndarray residual, cnp.ndarray dx) noexcept:
+    """Set what a job's arrays hold, after its pointers; return the kernels of its arithmetic."""
+    cdef Kinds* kinds = &job.kinds
+    kinds.x, kinds.dy, kinds.y = kind_or_absent(x), kind_or_absent(dy), kind_or_absent(y)
+    kinds.residual, kinds.dx = kind_or_absent(residual), kind_or_absent(dx)
+    return kernels_for(job, axes)
+
+
+cdef inline int kind_or_absent(cnp.ndarray array) noexcept:
+    return ABSENT if array is None else kind_of(array)

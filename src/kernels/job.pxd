@@ -1,5 +1,5 @@
 # The interface between the scheduler and the kernels: a job, and a table of functions.
-# Strides count floats from row to row; the last axis is contiguous. Rows are [first, last).
+# Strides count elements from row to row; the last axis is contiguous. Rows are [first, last).
 
 cdef enum:
     BATCH = 32      # rows at most whose sums are taken before the first of them is scaled
@@ -20,11 +20,19 @@ cdef enum Store:    # how y or dx is written
 
 ctypedef struct Axis:       # one leading axis of a job's arrays
     Py_ssize_t length
-    Py_ssize_t y            # floats from index to index; 0 for an array that the job lacks
+    Py_ssize_t y            # bytes from index to index; 0 for an array that the job lacks
     Py_ssize_t residual
     Py_ssize_t dx
     Py_ssize_t x
     Py_ssize_t dy
+
+ctypedef struct Kinds:      # how the arrays lie in memory: kinds.h's numbers
+    int y
+    int residual
+    int dx
+    int x
+    int dy
+    int arithmetic          # FLOAT32 or FLOAT64: what the kernels read and write
 
 ctypedef struct Job:        # float64 kernels cast the pointers: there each float is a double
     float* y                # (rows, n) OUT, or IN-OUT to ACCUMULATE
@@ -40,9 +48,12 @@ ctypedef struct Job:        # float64 kernels cast the pointers: there each floa
     Py_ssize_t dx_stride
     Py_ssize_t x_stride
     Py_ssize_t dy_stride
-    # The leading axes, innermost first, if one row stride is not enough: then the strides above are
-    # those of axes[0], and a kernel gets rows of axes[0] alone. Else NULL.
+    # The leading axes, innermost first, if one row stride is not enough, or if rows are staged: then
+    # the strides above are those of axes[0], and a kernel gets rows of axes[0] alone. Else NULL.
     const Axis* axes
+    # Rows of another kind than the arithmetic's are converted on their way to a kernel and back.
+    bint staged
+    Kinds kinds             # if staged
     Py_ssize_t rows
     Py_ssize_t n
     Py_ssize_t size         # full row length; n unless the row is split
@@ -82,3 +93,5 @@ ctypedef struct Table:
     void (*add_block)(double* dweight, const double* block, Py_ssize_t n) noexcept nogil
     void (*store_dweight)(void* out, const double* dweight, Py_ssize_t n,
                           bint accumulate) noexcept nogil
+    void (*convert)(void* to, int to_kind, const void* source, int kind,
+                    Py_ssize_t n) noexcept nogil

@@ -10,8 +10,8 @@
  */
 #pragma once
 
-/* Compute item number `item` of a call, on any thread. */
-typedef void (*pool_item)(const void *call, long item);
+/* Compute item number `item` of a call, on the call's thread number `thread`: any of its threads. */
+typedef void (*pool_item)(const void *call, long item, int thread);
 
 #define POOL_MOST 1024  /* threads */
 
@@ -88,7 +88,7 @@ static void pool_work(int own) {
         const long last = pool.thread[t].last;
         while (__atomic_load_n(&pool.thread[t].next, __ATOMIC_RELAXED) < last) {
             const long item = __atomic_fetch_add(&pool.thread[t].next, 1, __ATOMIC_RELAXED);
-            if (item < last) pool.run(pool.call, item);
+            if (item < last) pool.run(pool.call, item, own);
         }
     }
     __atomic_fetch_and(&pool.gate, ~POOL_OPEN, __ATOMIC_RELAXED);
@@ -173,7 +173,7 @@ static void pool_wait(void) {
  * sleeping worker could join it, so it wakes none, except in a streak of calls. */
 static void pool_run(pool_item run, const void *call, long items, int threads, int brief) {
     if (__atomic_exchange_n(&pool.busy, 1, __ATOMIC_ACQUIRE)) {
-        for (long item = 0; item < items; item++) run(call, item);
+        for (long item = 0; item < items; item++) run(call, item, 0);
         return;
     }
     pool_grow(threads - 1);
@@ -206,7 +206,7 @@ static void pool_run(pool_item run, const void *call, long items, int threads, i
 
 static void pool_run(pool_item run, const void *call, long items, int threads, int brief) {
     (void)threads, (void)brief;
-    for (long item = 0; item < items; item++) run(call, item);
+    for (long item = 0; item < items; item++) run(call, item, 0);
 }
 #endif
 

@@ -1,5 +1,5 @@
 cdef extern from "schedule/pool.h" nogil:
-    ctypedef void (*pool_item)(const void* call, long item) noexcept nogil
+    ctypedef void (*pool_item)(const void* call, long item, int thread) noexcept nogil
     void pool_run(pool_item run, const void* call, long items, int threads, bint brief)
     const bint POOL_EXISTS
     const int POOL_MOST         # threads

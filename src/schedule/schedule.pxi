@@ -7,7 +7,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.string cimport memset
 
-from kernels.job cimport GROUP, GradientSums, Job, rows_kernel
+from kernels.job cimport GROUP, GradientSums, Job, Table, rows_kernel
 from machine.fp_state cimport default_fp_state, fp_state, restore_fp_state
 from schedule.pool cimport pool_run
 
@@ -21,6 +21,7 @@ cdef int BLOCKS_A_THREAD = 4
 
 
 cdef struct Plan:
+    const Table* table
     rows_kernel kernel
     const Job* job
     Py_ssize_t size         # rows in a block
@@ -32,10 +33,13 @@ cdef struct Plan:
     double* dweight         # (n,) IN-OUT: the sum of all blocks
     double* sums            # (slots, n), one for each block at work; dweight if there is but one
     float* groups           # (slots, n)
+    # To stage rows in: so many bytes for each thread.
+    char* staging
+    Py_ssize_t staging_bytes
 
 
-cdef inline Plan make_plan(rows_kernel kernel, const Job* job, bint with_dweight,
-                           int threads) noexcept nogil:
+cdef inline Plan make_plan(const Table* table, rows_kernel kernel, const Job* job,
+                           bint with_dweight, int threads) noexcept nogil:
     """Cut a job into blocks and pieces."""
     cdef Plan plan
     cdef Py_ssize_t rows = job.rows, parts = threads
@@ -48,13 +52,14 @@ cdef inline Plan make_plan(rows_kernel kernel, const Job* job, bint with_dweight
         plan.size = piece_rows
     else:
         plan.size = max(1, min((rows + parts - 1) // parts, piece_rows // parts))
-    plan.kernel, plan.job = kernel, job
+    plan.table, plan.kernel, plan.job = table, kernel, job
     plan.blocks = (rows + plan.size - 1) // plan.size
     plan.threads = <int>max(1, min(<Py_ssize_t>threads, plan.blocks))
     plan.piece = max(1, piece_rows // plan.size // plan.threads) * plan.threads
     plan.width = whole_lines(job.n)
     plan.dweight = plan.sums = NULL
     plan.groups = NULL
+    plan.staging, plan.staging_bytes = NULL, staging_bytes(job)
     return plan
 
 
@@ -74,23 +79,25 @@ cdef inline void place_sums(Plan* plan, double* scratch, Py_ssize_t slots) noexc
     memset(plan.dweight, 0, plan.width * sizeof(double))
 
 
-cdef inline void run_block(const Plan* plan, Py_ssize_t block, Py_ssize_t slot) noexcept nogil:
-    """Run one block, and sum its dweight into a slot.
+cdef inline void run_block(const Plan* plan, Py_ssize_t block, Py_ssize_t slot,
+                           int thread) noexcept nogil:
+    """Run one block on one of the call's threads, and sum its dweight into a slot.
 
     Its block and thread do not change a row of y or dx: kernels compute it from its row alone.
     """
+    cdef char* staging = plan.staging + thread * plan.staging_bytes
     cdef Py_ssize_t first = block * plan.size, last = min(plan.job.rows, first + plan.size)
     cdef GradientSums sums
     cdef fp_state state = default_fp_state()
     if plan.dweight == NULL:
-        run_rows(plan.kernel, plan.job, first, last, NULL)
+        run_rows(plan.table, plan.kernel, plan.job, first, last, NULL, staging)
     else:
         sums.dweight = plan.sums + slot * plan.width
         sums.group = plan.groups + slot * plan.width
         sums.begins = sums.ends = True
         if plan.sums != plan.dweight:
             memset(sums.dweight, 0, plan.width * sizeof(double))
-        run_rows(plan.kernel, plan.job, first, last, &sums)
+        run_rows(plan.table, plan.kernel, plan.job, first, last, &sums, staging)
     restore_fp_state(state)
 
 
@@ -99,10 +106,10 @@ cdef struct Piece:
     Py_ssize_t first        # block
 
 
-cdef void run_item(const void* call, long item) noexcept nogil:
+cdef void run_item(const void* call, long item, int thread) noexcept nogil:
     """Run block number `item` of a piece."""
     cdef const Piece* piece = <const Piece*>call
-    run_block(piece.plan, piece.first + item, item)
+    run_block(piece.plan, piece.first + item, item, thread)
 
 
 cdef void run_blocks(const Plan* plan, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
@@ -116,7 +123,7 @@ cdef void run_blocks(const Plan* plan, Py_ssize_t first, Py_ssize_t last) noexce
         add_sums(plan, last - first)
         return
     for block in range(first, last):
-        run_block(plan, block, 0)
+        run_block(plan, block, 0, 0)
         add_sums(plan, 1)
 
 
@@ -127,16 +134,16 @@ cdef inline void add_sums(const Plan* plan, Py_ssize_t slots) noexcept nogil:
     if plan.sums != plan.dweight:
         state = default_fp_state()
         for slot in range(slots):
-            kernels.add_block(plan.dweight, plan.sums + slot * plan.width, plan.job.n)
+            plan.table.add_block(plan.dweight, plan.sums + slot * plan.width, plan.job.n)
         restore_fp_state(state)
 
 
-cdef inline void store_sums(const Plan* plan, float* dweight, bint accumulate) noexcept nogil:
+cdef inline void store_sums(const Plan* plan, void* dweight, bint accumulate) noexcept nogil:
     """Store dweight, or add it to the array."""
     cdef fp_state state
     if plan.dweight != NULL:
         state = default_fp_state()
-        kernels.store_dweight(dweight, plan.dweight, plan.job.n, accumulate)
+        plan.table.store_dweight(dweight, plan.dweight, plan.job.n, accumulate)
         restore_fp_state(state)
 
 
@@ -151,51 +158,58 @@ cdef int run_plan(const Plan* plan) except -1:
     return 0
 
 
-cdef inline bint start_job(rows_kernel kernel, Job* job, float* dweight,
+cdef inline bint start_job(const Table* table, rows_kernel kernel, Job* job, void* dweight,
                            bint accumulate) noexcept nogil:
     """Start a job, and finish it if it is too small for blocks. Return whether it is finished."""
     cdef Py_ssize_t elements = job.rows * job.n
     cdef bint done = False
     cdef fp_state state = default_fp_state()
-    kernels.start(job)
+    table.start(job)
     if job.dx == NULL and dweight == NULL:
-        done = elements < min(RELEASE_GIL, parallel_from)
+        done = elements < min(RELEASE_GIL, parallel_from) and job.axes == NULL
         if done:
-            run_rows(kernel, job, 0, job.rows, NULL)
+            kernel(job, 0, job.rows, NULL)
     elif (0 < job.rows <= GROUP and not accumulate and job.squares == NULL and job.axes == NULL
             and (dweight != NULL or elements < RELEASE_GIL)):
-        done = kernels.backward_few(job, dweight)
+        done = table.backward_few(job, dweight)
     restore_fp_state(state)
     return done
 
 
-cdef inline int run(rows_kernel kernel, Job* job, float* dweight, bint accumulate) except -1:
-    """Run a kernel over all rows, from Python. dweight (n,) OUT, or IN-OUT to accumulate, or NULL.
+cdef inline int run(const Table* table, rows_kernel kernel, Job* job, void* dweight,
+                    bint accumulate) except -1:
+    """Run a kernel of a table over all rows, from Python. dweight (n,) OUT, or IN-OUT to accumulate,
+    or NULL.
 
     The GIL is released if that is worth its cost, and Ctrl-C is checked for.
     """
     if job.rows * job.n >= RELEASE_GIL:
         with nogil:
-            if start_job(kernel, job, dweight, accumulate):
+            if start_job(table, kernel, job, dweight, accumulate):
                 return 0
-    elif start_job(kernel, job, dweight, accumulate):
+    elif start_job(table, kernel, job, dweight, accumulate):
         return 0
-    return run_in_blocks(kernel, job, dweight, accumulate)
+    return run_in_blocks(table, kernel, job, dweight, accumulate)
 
 
-cdef int run_in_blocks(rows_kernel kernel, const Job* job, float* dweight,
+cdef int run_in_blocks(const Table* table, rows_kernel kernel, const Job* job, void* dweight,
                        bint accumulate) except -1:
-    """Cut a started job into blocks and run them, dweight's sums in scratch of its own."""
-    cdef Plan plan = make_plan(kernel, job, dweight != NULL, threads_for(job.rows * job.n))
-    cdef Py_ssize_t slots, each
-    cdef double* scratch = NULL
+    """Cut a started job into blocks and run them, with scratch of its own."""
+    cdef Plan plan = make_plan(table, kernel, job, dweight != NULL,
+                               threads_for(job.rows * job.n))
+    cdef Py_ssize_t slots, sums = 0, bytes = plan.threads * plan.staging_bytes
+    cdef char* scratch = NULL
     if dweight != NULL:
         slots = 1 if plan.threads == 1 else min(plan.piece, plan.blocks)
-        each = scratch_bytes(&plan, slots)
-        scratch = <double*>PyMem_RawMalloc(plan.width * each)
+        sums = plan.width * scratch_bytes(&plan, slots)
+    bytes += sums
+    if bytes > 0:
+        scratch = <char*>PyMem_RawMalloc(bytes + 64)
         if scratch == NULL:
-            raise MemoryError(f"dweight needs {each} bytes * {job.n} of scratch")
-        place_sums(&plan, scratch, slots)
+            raise MemoryError(f"the call needs {bytes + 64} bytes of scratch")
+        plan.staging = scratch + sums + (-<size_t>(scratch + sums) & 63)    # on a cache line
+    if dweight != NULL:
+        place_sums(&plan, <double*>scratch, slots)
     try:
         if job.rows * job.n < min(RELEASE_GIL, parallel_from):
             run_blocks(&plan, 0, plan.blocks)
@@ -207,14 +221,18 @@ cdef int run_in_blocks(rows_kernel kernel, const Job* job, float* dweight,
     return 0
 
 
-cdef void run_c(rows_kernel kernel, Job* job, float* dweight, bint accumulate, double* scratch,
-                int threads) noexcept nogil:
-    """Run a kernel over all rows, from C: in the caller's scratch, without a check for Ctrl-C."""
+cdef void run_c(const Table* table, rows_kernel kernel, Job* job, void* dweight, bint accumulate,
+                double* scratch, char* staging, size_t staging_size, int threads) noexcept nogil:
+    """Run a kernel over all rows, from C: in the caller's scratch, without a check for Ctrl-C. What
+    there is to stage rows in limits the threads."""
     cdef Plan plan
-    if start_job(kernel, job, dweight, accumulate):
+    if start_job(table, kernel, job, dweight, accumulate):
         return
-    plan = make_plan(kernel, job, dweight != NULL,
+    plan = make_plan(table, kernel, job, dweight != NULL,
                      1 if threads == 1 else threads_for(job.rows * job.n))
+    if plan.staging_bytes > 0:
+        plan.staging = staging
+        plan.threads = <int>min(<size_t>plan.threads, staging_size // plan.staging_bytes)
     if dweight != NULL:
         place_sums(&plan, scratch, 1 if plan.threads == 1 else plan.blocks)
     run_blocks(&plan, 0, plan.blocks)

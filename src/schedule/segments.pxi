@@ -1,7 +1,7 @@
 # Rows for a kernel, which takes one row stride for each array. Arrays whose leading axes need more
 # are walked segment by segment: rows of the innermost axis.
 
-from kernels.job cimport GROUP, Axis, GradientSums, Job, rows_kernel
+from kernels.job cimport GROUP, Axis, GradientSums, Job, Table, rows_kernel
 
 
 cdef Py_ssize_t job_at_row(Job* here, const Job* job, Py_ssize_t row) noexcept nogil:
@@ -18,36 +18,41 @@ cdef Py_ssize_t job_at_row(Job* here, const Job* job, Py_ssize_t row) noexcept n
         here.products += row
     while row > 0:
         index = row % axis.length
-        here.x += index * axis.x
-        here.dy += index * axis.dy
-        here.y += index * axis.y
-        here.residual += index * axis.residual
-        here.dx += index * axis.dx
+        here.x = <const float*>(<const char*>here.x + index * axis.x)
+        here.dy = <const float*>(<const char*>here.dy + index * axis.dy)
+        here.y = <float*>(<char*>here.y + index * axis.y)
+        here.residual = <float*>(<char*>here.residual + index * axis.residual)
+        here.dx = <float*>(<char*>here.dx + index * axis.dx)
         row //= axis.length
         axis += 1
     return left
 
 
-cdef inline void run_rows(rows_kernel kernel, const Job* job, Py_ssize_t first, Py_ssize_t last,
-                          const GradientSums* sums) noexcept nogil:
-    """Run a kernel over rows [first, last). `first` begins a group, the last row ends one."""
+cdef inline void run_rows(const Table* table, rows_kernel kernel, const Job* job, Py_ssize_t first,
+                          Py_ssize_t last, const GradientSums* sums,
+                          char* scratch) noexcept nogil:
+    """Run a kernel over rows [first, last). `first` begins a group, the last row ends one. scratch:
+    staging_bytes, used if rows are staged."""
     if job.axes == NULL:
         kernel(job, first, last, sums)
     else:
-        run_segments(kernel, job, first, last, sums)
+        run_segments(table, kernel, job, first, last, sums, scratch)
 
 
-cdef void run_segments(rows_kernel kernel, const Job* job, Py_ssize_t first, Py_ssize_t last,
-                       const GradientSums* sums) noexcept nogil:
+cdef void run_segments(const Table* table, rows_kernel kernel, const Job* job, Py_ssize_t first,
+                       Py_ssize_t last, const GradientSums* sums, char* scratch) noexcept nogil:
     """Run a kernel segment by segment. A group may span segments: `begins` and `ends` say whether a
     kernel's rows start or finish it."""
     cdef Job here
     cdef GradientSums open
+    cdef const GradientSums* open_sums = NULL if sums == NULL else &open
     cdef Py_ssize_t count, begun, row = first
     if sums != NULL:
         open = sums[0]
     while row < last:
         count = min(last - row, job_at_row(&here, job, row))
+        if job.staged:
+            count = min(count, staged_rows(job))
         if sums != NULL:
             begun = (row - first) % GROUP
             if begun > 0:
@@ -56,5 +61,8 @@ cdef void run_segments(rows_kernel kernel, const Job* job, Py_ssize_t first, Py_
                 count -= count % GROUP
             open.begins = begun == 0
             open.ends = row + count == last or (begun + count) % GROUP == 0
-        kernel(&here, 0, count, NULL if sums == NULL else &open)
+        if job.staged:
+            run_staged(table, kernel, &here, count, open_sums, scratch)
+        else:
+            kernel(&here, 0, count, open_sums)
         row += count
