@@ -19,6 +19,7 @@ if not list((CHECKOUT / "fastrms").glob("_core.*.so")):
 import fastrms  # noqa: E402
 from fastrms import _core  # noqa: E402
 
+from .dtypes import dtype_of  # noqa: E402
 from .signatures import ARGUMENTS_OF, REQUIRED, ROWS, SUMS, N, beside  # noqa: E402
 
 SEED = 20191016
@@ -131,6 +132,27 @@ def unchanged(snapshot):
         assert [snapshot(array) for array in arrays] == before
 
     return watch
+
+
+@pytest.fixture
+def refused(unchanged):
+    """Return a function that returns the message of a call's exception; no array changes."""
+
+    def call(function, arguments, error):
+        arrays = [value for value in arguments.values() if isinstance(value, np.ndarray)]
+        with unchanged(*arrays), pytest.raises(error) as caught:
+            getattr(fastrms, function)(**arguments)
+        return str(caught.value)
+
+    return call
+
+
+@pytest.fixture(params=[False, True], ids=["without bfloat16", "with bfloat16"])
+def bfloat16(request):
+    """Run the test on mixes of dtypes with bfloat16, if ml_dtypes is there, and without."""
+    if request.param:
+        dtype_of("bfloat16")  # or skip
+    return request.param
 
 
 @pytest.fixture

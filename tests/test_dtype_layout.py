@@ -8,7 +8,7 @@ import pytest
 import fastrms
 from fastrms import _core
 
-from .dtypes import KINDS, call, copies, differences, dtype_of, meaning, mixed, mixes
+from .dtypes import call, copies, differences, dtype_of, meaning, mixed, mixes
 from .signatures import ACCUMULATE, CALLS, FUNCTIONS, MATRICES, OUTPUTS, VECTORS
 
 A, B, N = 3, 4, 37
@@ -60,13 +60,6 @@ def _place(values, layout):
     memory = np.linspace(2, -2, int(np.prod(shape))).reshape(shape).astype(values.dtype)
     look(memory)[...] = values
     return memory, look(memory)
-
-
-@pytest.fixture(params=[False, True], ids=["without bfloat16", "with bfloat16"])
-def bfloat16(request):
-    if request.param:
-        dtype_of("bfloat16")  # or skip
-    return request.param
 
 
 @pytest.mark.parametrize(("function", "accumulate"), CALLS)
@@ -155,17 +148,13 @@ def _expected(function, arguments, memory, look):
     return after
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("function", "output", "source"), IN_PLACE)
-def test_views_of_one_memory(isa, rng, function, output, source, kind):
+def test_views_of_one_memory(isa, rng, bfloat16, function, output, source):
     """Partial overlap of any two dtypes, and of one: no element is read after it is written."""
-    first = dtype_of(kind)
-    others = [other for other in KINDS if other != "bfloat16" or kind == "bfloat16"]
-    for second in (*map(dtype_of, others), first):
+    for mix in mixes(function, 64, bfloat16):
+        first, second = dtype_of(mix[source]), dtype_of(mix[output])
         for start, other in _starts(first.itemsize, second.itemsize):
-            memory = _memory(rng)
-            kinds = mixes(function, 1, kind == "bfloat16")[0]
-            arguments = mixed(rng, function, kinds, (A, B, N))
+            memory, arguments = _memory(rng), mixed(rng, function, mix, (A, B, N))
             arguments[source] = _view(memory, start, first)
             arguments[output] = _view(memory, other, second)
             after = _expected(
@@ -175,7 +164,7 @@ def test_views_of_one_memory(isa, rng, function, output, source, kind):
                 lambda m, other=other, second=second: (output, _view(m, other, second)),
             )
             call(function, arguments)
-            assert memory.tobytes() == after.tobytes(), (second, start, other)
+            assert memory.tobytes() == after.tobytes(), (mix, start, other)
 
 
 @pytest.mark.parametrize("function", ["rms_norm_backward", "rms_scale_backward"])

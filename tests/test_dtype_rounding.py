@@ -143,7 +143,7 @@ def test_error_of_half_results(isa, rng, kind):
             ulp = np.ldexp(1.0, np.maximum(np.frexp(exact)[1] - bits, smallest))
             error = np.abs(y.astype(float) - exact) / ulp
             assert y.dtype == dtype
-            assert error.max() <= 0.5 + 3 * 2.0 ** (bits - 24) + 1e-9  # of the reference, in float64
+            assert error.max() <= 0.5 + 3 * 2.0 ** (bits - 24) + 1e-9  # the reference
 
 
 @pytest.mark.parametrize("function", ACCUMULATE)
