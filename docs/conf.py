@@ -71,6 +71,7 @@ NAMES = {
     for node in STUB
     if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
 }
+NAMES |= {"_ArrayOf[_DType]": "Array", "NDArray[_DType]": "NDArray"}
 
 
 def union(types):

@@ -1,35 +1,39 @@
-from typing import Any, Literal, SupportsIndex, TypeAlias, TypeVar, overload
+from typing import Any, Literal, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Buffer
+from typing_extensions import Buffer, TypeVar
 
-_Float32Array: TypeAlias = NDArray[np.float32]
+# Arrays of the dtypes that fastrms takes; those of ml_dtypes.bfloat16 are NDArray[Any]. Buffer
+# carries no dtype, so type checkers also accept buffers of others, for which the call raises
+# TypeError.
+_Floating: TypeAlias = np.float16 | np.float32 | np.float64
+_Array: TypeAlias = NDArray[_Floating] | Buffer
 _Float64Array: TypeAlias = NDArray[np.float64]
-# Any object that exports a native float32 buffer. Buffer carries no dtype, so type checkers also
-# accept an ndarray of float64, for which the call raises TypeError.
-_Float32Buffer: TypeAlias = _Float32Array | Buffer
-_Out = TypeVar("_Out", bound=_Float32Buffer)
-_Sums = TypeVar("_Sums", bound=_Float64Array)
-_DWeight = TypeVar("_DWeight", bound=_Float32Buffer)
+# The dtype of x, which is that of a new y or dx.
+_DType = TypeVar("_DType", bound=_Floating, default=Any)
+_ArrayOf: TypeAlias = NDArray[_DType] | Buffer
+_Out = TypeVar("_Out", bound=_Array)
+_DWeight = TypeVar("_DWeight", bound=_Array, default=NDArray[Any])
+_Sums = TypeVar("_Sums", bound=_Float64Array, default=_Float64Array)
 _Bool: TypeAlias = bool | np.bool_
 _Real: TypeAlias = float | np.floating[Any] | np.integer[Any]
 _Accumulate: TypeAlias = _Bool | Literal["dx", "dweight"]
 
 @overload
 def rms_norm(
-    x: _Float32Buffer,
-    weight: _Float32Buffer | None = None,
+    x: _ArrayOf[_DType],
+    weight: _Array | None = None,
     eps: _Real = 1e-5,
     *,
     weight_offset: _Real = 0.0,
     out: None = None,
     accumulate: Literal[False] = False,
-) -> _Float32Array: ...
+) -> NDArray[_DType]: ...
 @overload
 def rms_norm(
-    x: _Float32Buffer,
-    weight: _Float32Buffer | None = None,
+    x: _ArrayOf[_DType],
+    weight: _Array | None = None,
     eps: _Real = 1e-5,
     *,
     weight_offset: _Real = 0.0,
@@ -38,8 +42,8 @@ def rms_norm(
 ) -> _Out: ...
 @overload
 def rms_norm_backward(
-    dy: _Float32Buffer,
-    x: _Float32Buffer,
+    dy: _Array,
+    x: _ArrayOf[_DType],
     weight: None = None,
     eps: _Real = 1e-5,
     *,
@@ -47,11 +51,11 @@ def rms_norm_backward(
     dx: None = None,
     dweight: None = None,
     accumulate: _Accumulate = False,
-) -> tuple[_Float32Array, None]: ...
+) -> tuple[NDArray[_DType], None]: ...
 @overload
 def rms_norm_backward(
-    dy: _Float32Buffer,
-    x: _Float32Buffer,
+    dy: _Array,
+    x: _ArrayOf[_DType],
     weight: None = None,
     eps: _Real = 1e-5,
     *,
@@ -62,112 +66,77 @@ def rms_norm_backward(
 ) -> tuple[_Out, None]: ...
 @overload
 def rms_norm_backward(
-    dy: _Float32Buffer,
-    x: _Float32Buffer,
-    weight: _Float32Buffer,
+    dy: _Array,
+    x: _ArrayOf[_DType],
+    weight: _Array,
     eps: _Real = 1e-5,
     *,
     weight_offset: _Real = 0.0,
     dx: None = None,
-    dweight: None = None,
+    dweight: _DWeight | None = None,
     accumulate: _Accumulate = False,
-) -> tuple[_Float32Array, _Float32Array]: ...
+) -> tuple[NDArray[_DType], _DWeight]: ...
 @overload
 def rms_norm_backward(
-    dy: _Float32Buffer,
-    x: _Float32Buffer,
-    weight: _Float32Buffer,
+    dy: _Array,
+    x: _ArrayOf[_DType],
+    weight: _Array,
     eps: _Real = 1e-5,
     *,
     weight_offset: _Real = 0.0,
     dx: _Out,
-    dweight: None = None,
-    accumulate: _Accumulate = False,
-) -> tuple[_Out, _Float32Array]: ...
-@overload
-def rms_norm_backward(
-    dy: _Float32Buffer,
-    x: _Float32Buffer,
-    weight: _Float32Buffer,
-    eps: _Real = 1e-5,
-    *,
-    weight_offset: _Real = 0.0,
-    dx: None = None,
-    dweight: _DWeight,
-    accumulate: _Accumulate = False,
-) -> tuple[_Float32Array, _DWeight]: ...
-@overload
-def rms_norm_backward(
-    dy: _Float32Buffer,
-    x: _Float32Buffer,
-    weight: _Float32Buffer,
-    eps: _Real = 1e-5,
-    *,
-    weight_offset: _Real = 0.0,
-    dx: _Out,
-    dweight: _DWeight,
+    dweight: _DWeight | None = None,
     accumulate: _Accumulate = False,
 ) -> tuple[_Out, _DWeight]: ...
 @overload
 def add_rms_norm(
-    x: _Float32Buffer,
-    residual: _Float32Buffer,
-    weight: _Float32Buffer | None = None,
+    x: _ArrayOf[_DType],
+    residual: _Array,
+    weight: _Array | None = None,
     eps: _Real = 1e-5,
     *,
     weight_offset: _Real = 0.0,
+    scale: _Real = 1.0,
     out: None = None,
-) -> _Float32Array: ...
+) -> NDArray[_DType]: ...
 @overload
 def add_rms_norm(
-    x: _Float32Buffer,
-    residual: _Float32Buffer,
-    weight: _Float32Buffer | None = None,
+    x: _ArrayOf[_DType],
+    residual: _Array,
+    weight: _Array | None = None,
     eps: _Real = 1e-5,
     *,
     weight_offset: _Real = 0.0,
+    scale: _Real = 1.0,
     out: _Out,
 ) -> _Out: ...
-def residual_add(x: _Float32Buffer, residual: _Out, scale: _Real = 1.0) -> _Out: ...
-@overload
-def sum_squares(x: _Float32Buffer, *, out: None = None) -> _Float64Array: ...
-@overload
-def sum_squares(x: _Float32Buffer, *, out: _Sums) -> _Sums: ...
-@overload
+def residual_add(x: _Array, residual: _Out, scale: _Real = 1.0) -> _Out: ...
+def sum_squares(x: _Array, *, out: _Sums | None = None) -> _Sums: ...
 def sum_products(
-    dy: _Float32Buffer,
-    x: _Float32Buffer,
-    weight: _Float32Buffer | None = None,
+    dy: _Array,
+    x: _Array,
+    weight: _Array | None = None,
     *,
     weight_offset: _Real = 0.0,
-    out: None = None,
-) -> _Float64Array: ...
-@overload
-def sum_products(
-    dy: _Float32Buffer,
-    x: _Float32Buffer,
-    weight: _Float32Buffer | None = None,
-    *,
-    weight_offset: _Real = 0.0,
-    out: _Sums,
+    out: _Sums | None = None,
 ) -> _Sums: ...
 @overload
 def rms_scale(
-    x: _Float32Buffer,
+    x: _ArrayOf[_DType],
     sum_squares: _Float64Array,
     size: SupportsIndex,
-    weight: _Float32Buffer | None = None,
+    weight: _Array | None = None,
     eps: _Real = 1e-5,
     *,
     weight_offset: _Real = 0.0,
     out: None = None,
-) -> _Float32Array: ...
+) -> NDArray[_DType]: ...
 @overload
 def rms_scale(
-    x: _Float32Buffer,
+    x: _ArrayOf[_DType],
     sum_squares: _Float64Array,
     size: SupportsIndex,
-    weight: _Float32Buffer | None = None,
+    weight: _Array | None = None,
     eps: _Real = 1e-5,
     *,
     weight_offset: _Real = 0.0,
@@ -175,8 +144,8 @@ def rms_scale(
 ) -> _Out: ...
 @overload
 def rms_scale_backward(
-    dy: _Float32Buffer,
-    x: _Float32Buffer,
+    dy: _Array,
+    x: _ArrayOf[_DType],
     sum_squares: _Float64Array,
     sum_products: _Float64Array,
     size: SupportsIndex,
@@ -187,11 +156,11 @@ def rms_scale_backward(
     dx: None = None,
     dweight: None = None,
     accumulate: _Accumulate = False,
-) -> tuple[_Float32Array, None]: ...
+) -> tuple[NDArray[_DType], None]: ...
 @overload
 def rms_scale_backward(
-    dy: _Float32Buffer,
-    x: _Float32Buffer,
+    dy: _Array,
+    x: _ArrayOf[_DType],
     sum_squares: _Float64Array,
     sum_products: _Float64Array,
     size: SupportsIndex,
@@ -205,62 +174,32 @@ def rms_scale_backward(
 ) -> tuple[_Out, None]: ...
 @overload
 def rms_scale_backward(
-    dy: _Float32Buffer,
-    x: _Float32Buffer,
+    dy: _Array,
+    x: _ArrayOf[_DType],
     sum_squares: _Float64Array,
     sum_products: _Float64Array,
     size: SupportsIndex,
-    weight: _Float32Buffer,
+    weight: _Array,
     eps: _Real = 1e-5,
     *,
     weight_offset: _Real = 0.0,
     dx: None = None,
-    dweight: None = None,
+    dweight: _DWeight | None = None,
     accumulate: _Accumulate = False,
-) -> tuple[_Float32Array, _Float32Array]: ...
+) -> tuple[NDArray[_DType], _DWeight]: ...
 @overload
 def rms_scale_backward(
-    dy: _Float32Buffer,
-    x: _Float32Buffer,
+    dy: _Array,
+    x: _ArrayOf[_DType],
     sum_squares: _Float64Array,
     sum_products: _Float64Array,
     size: SupportsIndex,
-    weight: _Float32Buffer,
+    weight: _Array,
     eps: _Real = 1e-5,
     *,
     weight_offset: _Real = 0.0,
     dx: _Out,
-    dweight: None = None,
-    accumulate: _Accumulate = False,
-) -> tuple[_Out, _Float32Array]: ...
-@overload
-def rms_scale_backward(
-    dy: _Float32Buffer,
-    x: _Float32Buffer,
-    sum_squares: _Float64Array,
-    sum_products: _Float64Array,
-    size: SupportsIndex,
-    weight: _Float32Buffer,
-    eps: _Real = 1e-5,
-    *,
-    weight_offset: _Real = 0.0,
-    dx: None = None,
-    dweight: _DWeight,
-    accumulate: _Accumulate = False,
-) -> tuple[_Float32Array, _DWeight]: ...
-@overload
-def rms_scale_backward(
-    dy: _Float32Buffer,
-    x: _Float32Buffer,
-    sum_squares: _Float64Array,
-    sum_products: _Float64Array,
-    size: SupportsIndex,
-    weight: _Float32Buffer,
-    eps: _Real = 1e-5,
-    *,
-    weight_offset: _Real = 0.0,
-    dx: _Out,
-    dweight: _DWeight,
+    dweight: _DWeight | None = None,
     accumulate: _Accumulate = False,
 ) -> tuple[_Out, _DWeight]: ...
 
