@@ -1,8 +1,8 @@
 """The definition of every function of fastrms, in plain NumPy and float64.
 
 Names, arguments and written arrays are those of the compiled functions; without an output array
-the result stays float64. It is the tests' oracle and the documentation's formula. Only the value of
-`accumulate` is checked; the rest is left to NumPy.
+the result stays float64, whatever the dtypes of the arguments. It is the tests' oracle and the
+documentation's formula. Only the value of `accumulate` is checked; the rest is left to NumPy.
 """
 
 from typing import Any, Literal, TypeAlias
@@ -38,8 +38,8 @@ def rms_norm(
     accumulate: bool = False,
 ) -> NDArray[Any]:
     """Return ``x / sqrt(mean(x**2) + eps) * (weight_offset + weight)`` over the last axis."""
-    x = np.asarray(x, np.float64)
-    return _store(_normalise(x, eps) * _factor(weight, weight_offset), out, accumulate)
+    y = _normalise(np.asarray(x, np.float64), eps) * _factor(weight, weight_offset)
+    return _store(y, out, accumulate, _arithmetic(x, out))
 
 
 def rms_norm_backward(
@@ -58,19 +58,20 @@ def rms_norm_backward(
     With ``g = dy * (weight_offset + weight)`` and ``xhat = x / rms``:
     ``dx = (g - xhat * mean(g * xhat)) / rms`` and ``dweight = sum over rows of dy * xhat``.
     """
+    arithmetic = _arithmetic(dy, x, dx)
     dy, x = np.asarray(dy, np.float64), np.asarray(x, np.float64)
     with np.errstate(all="ignore"):
         xhat = _normalise(x, eps)
         g = dy * _factor(weight, weight_offset)
         dx_value = (g - xhat * _mean(g * xhat)) / _rms(x, eps)
         terms = dy * xhat
-    return _gradients(dx_value, dx, terms, weight, dweight, accumulate)
+    return _gradients(dx_value, dx, terms, weight, dweight, accumulate, arithmetic)
 
 
 def sum_squares(x: ArrayLike, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Return ``sum(x**2)`` over the last axis."""
     x = np.asarray(x, np.float64)
-    return _store(_sum(x * x), out, False)
+    return _store(_sum(x * x), out)
 
 
 def sum_products(
@@ -84,7 +85,7 @@ def sum_products(
     """Return ``sum(dy * (weight_offset + weight) * x)`` over the last axis."""
     dy, x = np.asarray(dy, np.float64), np.asarray(x, np.float64)
     with np.errstate(all="ignore"):
-        return _store(_sum(dy * _factor(weight, weight_offset) * x), out, False)
+        return _store(_sum(dy * _factor(weight, weight_offset) * x), out)
 
 
 def rms_scale(
@@ -100,7 +101,7 @@ def rms_scale(
     """Return ``x / sqrt(sum_squares / size + eps) * (weight_offset + weight)``."""
     with np.errstate(all="ignore"):
         xhat = np.asarray(x, np.float64) / _whole_rms(sum_squares, size, eps)
-        return _store(xhat * _factor(weight, weight_offset), out, False)
+        return _store(xhat * _factor(weight, weight_offset), out)
 
 
 def rms_scale_backward(
@@ -122,6 +123,7 @@ def rms_scale_backward(
     With ``g = dy * (weight_offset + weight)``, ``rms = sqrt(sum_squares / size + eps)`` and
     ``xhat = x / rms``: ``dx = (g - xhat * sum_products / (size * rms)) / rms``.
     """
+    arithmetic = _arithmetic(dy, x, dx)
     dy, x = np.asarray(dy, np.float64), np.asarray(x, np.float64)
     with np.errstate(all="ignore"):
         rms = _whole_rms(sum_squares, size, eps)
@@ -129,7 +131,7 @@ def rms_scale_backward(
         mean = np.asarray(sum_products, np.float64)[..., None] / rms / max(size, 1)
         dx_value = (dy * _factor(weight, weight_offset) - xhat * mean) / rms
         terms = dy * xhat
-    return _gradients(dx_value, dx, terms, weight, dweight, accumulate)
+    return _gradients(dx_value, dx, terms, weight, dweight, accumulate, arithmetic)
 
 
 def add_rms_norm(
@@ -139,17 +141,19 @@ def add_rms_norm(
     eps: float = 1e-5,
     *,
     weight_offset: float = 0.0,
+    scale: float = 1.0,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
-    """Add x to residual in residual's own dtype, and return ``rms_norm(residual)``."""
-    np.add(residual, x, out=residual)
+    """Add ``scale * x`` to residual as `residual_add` does, and return ``rms_norm(residual)``."""
+    residual_add(x, residual, scale)
     return rms_norm(residual, weight, eps, weight_offset=weight_offset, out=out)
 
 
 def residual_add(x: ArrayLike, residual: NDArray[Any], scale: float = 1.0) -> NDArray[Any]:
-    """Add ``scale * x`` to residual in float64, then round to residual's dtype."""
-    residual[...] = np.asarray(residual, np.float64) + scale * np.asarray(x, np.float64)
-    return residual
+    """Add ``scale * x`` to residual in float64, then round once to residual's dtype."""
+    with np.errstate(all="ignore"):
+        value = np.asarray(residual, np.float64) + scale * np.asarray(x, np.float64)
+    return _store(value, residual)
 
 
 def _gradients(
@@ -159,14 +163,18 @@ def _gradients(
     weight: ArrayLike | None,
     dweight: NDArray[Any] | None,
     accumulate: _Accumulate,
+    arithmetic: type[np.floating[Any]],
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
     if accumulate not in (True, False, "dx", "dweight"):
         raise ValueError(f'accumulate must be True, False, "dx" or "dweight", got {accumulate!r}')
-    dx_result = _store(dx_value, dx, bool(accumulate) and accumulate != "dweight")
+    adds = bool(accumulate)
+    dx_result = _store(dx_value, dx, adds and accumulate != "dweight", arithmetic)
     if weight is None:
         return dx_result, None
     value = terms.reshape(-1, terms.shape[-1]).sum(axis=0)
-    return dx_result, _store(value, dweight, bool(accumulate) and accumulate != "dx")
+    if dweight is None:  # in the shape of weight
+        return dx_result, value.reshape((*np.shape(weight)[:-1], -1))
+    return dx_result, _store(value, dweight, adds and accumulate != "dx", arithmetic)
 
 
 def _sum(values: NDArray[Any]) -> NDArray[Any]:
@@ -197,15 +205,45 @@ def _normalise(x: NDArray[Any], eps: float) -> NDArray[Any]:
 
 
 def _factor(weight: ArrayLike | None, weight_offset: float) -> Any:
-    return 1.0 if weight is None else weight_offset + np.asarray(weight, np.float64)
+    """Return ``weight_offset + weight``, of shape (n,) for a weight of shape (1, ..., 1, n)."""
+    if weight is None:
+        return 1.0
+    weight = np.asarray(weight, np.float64)
+    return weight_offset + weight.reshape(weight.shape[-1:])
 
 
-def _store(value: NDArray[Any], out: NDArray[Any] | None, accumulate: bool) -> NDArray[Any]:
-    """Write a result to `out`, if there is one; to accumulate, round to its dtype before adding."""
+def _arithmetic(*arrays: ArrayLike | None) -> type[np.floating[Any]]:
+    """Return float64 if one of the arrays is float64, float32 for any others."""
+    given = (np.asarray(array).dtype for array in arrays if array is not None)
+    return np.float64 if any(dtype == np.float64 for dtype in given) else np.float32
+
+
+def _store(
+    value: NDArray[Any],
+    out: NDArray[Any] | None,
+    accumulate: bool = False,
+    arithmetic: type[np.floating[Any]] = np.float64,
+) -> NDArray[Any]:
+    """Write a result to `out`, if there is one; to accumulate, round to `arithmetic` and add."""
     if accumulate not in (True, False):
         raise ValueError(f"accumulate must be True or False, got {accumulate!r}")
     if out is None:
         return value
     with np.errstate(all="ignore"):
-        out[...] = out + value.astype(out.dtype) if accumulate else value
+        out[...] = _rounded(out + value.astype(arithmetic) if accumulate else value, out.dtype)
     return out
+
+
+def _rounded(value: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Round once to `dtype`: a cast of float64 to bfloat16 rounds to float32 on its way.
+
+    Rounding to odd, towards zero and with the last bit set if that is inexact, leaves float32
+    enough bits for the second rounding to be right.
+    """
+    if dtype.itemsize > 2:
+        return value.astype(dtype)
+    near = np.asarray(value).astype(np.float32)
+    bits = near.view(np.uint32)
+    bits -= np.abs(near) > np.abs(value)
+    bits |= near != value
+    return near.astype(dtype)

@@ -21,6 +21,7 @@ from fastrms.check import (
     ulps,
 )
 
+from .dtypes import KINDS, dtype_of
 from .signatures import FUNCTIONS
 
 # The central difference's best step in float64 is about the cube root of its rounding unit; the
@@ -278,3 +279,70 @@ def test_an_accumulate_that_no_gradient_has(bad):
     x = np.ones((2, 3))
     with pytest.raises(ValueError, match='accumulate must be True, False, "dx" or "dweight"'):
         reference.rms_norm_backward(x, x, dx=x.copy(), accumulate=bad)
+
+
+@pytest.mark.parametrize("scale", [1.0, -0.3])
+def test_add_rms_norm_is_the_add_and_then_the_norm(draw, scale):
+    x, residual, weight = draw(3, 7), draw(3, 7), draw(7)
+    stream, other = residual.copy(), residual.copy()
+    y = reference.add_rms_norm(x, stream, weight, scale=scale)
+    reference.residual_add(x, other, scale)
+    assert np.array_equal(stream, other)
+    assert np.array_equal(y, reference.rms_norm(other, weight))
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_a_sum_of_one_dtype_is_np_add(rng, dtype):
+    dtype = dtype_of(dtype)
+    x = (10 * rng.standard_normal(10_000)).astype(dtype)
+    residual = (rng.standard_normal(10_000) * np.exp(rng.uniform(-9, 9, 10_000))).astype(dtype)
+    wanted = np.add(residual, x)
+    assert reference.residual_add(x, residual).tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("bfloat16", 8), ("float16", 11), ("float32", 24)])
+def test_a_result_is_rounded_once(dtype, bits):
+    """Just above the middle of two numbers, by less than float32 shows, it is rounded up."""
+    out, ulp = np.ones(2, dtype_of(dtype)), 2.0 ** (1 - bits)
+    reference.residual_add(np.array([ulp / 2 + 2.0**-40, ulp / 2]), out)
+    assert out.astype(np.float64).tolist() == [1 + ulp, 1]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_accumulate_rounds_to_the_arithmetic_of_the_call(dtype):
+    """It is that of x, dy, out and dx: weight and dweight, of float64 here, never decide."""
+    x, weight, (dweight, out) = np.ones(1, dtype), np.float64([1 + 2.0**-30]), np.zeros((2, 1))
+    reference.rms_norm_backward(x, x, weight, 2.0**-29, dweight=dweight, accumulate=True)
+    assert (dweight[0] != 1) == (dtype == "float64")
+    reference.rms_norm(x, weight, 0.0, out=out, accumulate=True)
+    assert out[0] == 1 + 2.0**-30
+
+
+def test_accumulate_into_a_half_adds_in_float32():
+    """The sum, 1 + 2**-11 + 2**-22, is rounded up; 2**-11 + 2**-22 alone would lose its end."""
+    out = np.ones(1, np.float16)
+    weight = np.float32([2.0**-11 + 2.0**-22])
+    reference.rms_norm(np.ones(1, np.float16), weight, 0.0, out=out, accumulate=True)
+    assert out[0] == np.float16(1 + 2.0**-10)
+
+
+@pytest.mark.parametrize("shape", [(7,), (1, 7), (1, 1, 7)])
+def test_a_weight_with_axes_of_length_one(draw, shape):
+    dy, x, weight = draw(3, 7), draw(3, 7), draw(7)
+    assert np.array_equal(
+        reference.rms_norm(x, weight.reshape(shape)), reference.rms_norm(x, weight)
+    )
+    assert reference.rms_norm(x[0], weight.reshape(shape)).shape == (7,)
+    dx, dweight = reference.rms_norm_backward(dy, x, weight.reshape(shape))
+    wanted_dx, wanted = reference.rms_norm_backward(dy, x, weight)
+    assert np.array_equal(dx, wanted_dx)
+    assert np.array_equal(dweight, wanted.reshape(shape))
+    for given in (np.zeros(7), np.zeros(shape)):
+        result = reference.rms_norm_backward(dy, x, weight.reshape(shape), dweight=given)[1]
+        assert result is given
+        assert np.array_equal(given.reshape(7), wanted)
+
+
+def test_a_weight_with_a_longer_axis_is_rejected(draw):
+    with pytest.raises(ValueError, match="reshape"):
+        reference.rms_norm(draw(3, 6), draw(2, 3))
