@@ -44,7 +44,8 @@ def build_parser():
 
     check_ = add("check", "measure the largest error of every function on this machine")
     _arguments.add_json(check_)
-    check_.set_defaults(run=lambda args: check.run(args.json))
+    _arguments.add_dtype(check_, "of every array (default: float32)")
+    check_.set_defaults(run=lambda args: check.run(args.json, args.dtype))
 
     bench_ = add("bench", "time every function against a copy of its arrays")
     bench.add_arguments(bench_)

@@ -6,7 +6,10 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
+
 STDOUT = Path("-")
+DTYPES = "float16", "bfloat16", "float32", "float64"
 
 
 def several(parse):
@@ -89,6 +92,22 @@ def add_json(parser):
         metavar="FILE",
         help="write all figures as JSON to FILE; if it is - or left out, to stdout, alone there",
     )
+
+
+def add_dtype(parser, text, default="float32"):
+    names = ", ".join(DTYPES)
+    parser.add_argument("--dtype", choices=DTYPES, default=default, help=f"{text}: {names}")
+
+
+def dtype(name):
+    """Return the NumPy dtype of this name; raise ImportError if that takes a missing ml_dtypes."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        from ml_dtypes import bfloat16
+    except ImportError:
+        raise ImportError("bfloat16 needs ml_dtypes: python -m pip install ml_dtypes") from None
+    return np.dtype(bfloat16)
 
 
 def write_json(value, path):

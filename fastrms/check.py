@@ -6,6 +6,7 @@ The bounds that fastrms promises are defined here, once, with their reasons; the
 import functools
 import itertools
 import sys
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +28,29 @@ DX = 1e-6
 # groups of 8 rows take 12 u of it.
 DWEIGHT = 1e-6
 
+
+class Format(NamedTuple):
+    """A dtype: the bits of its mantissa, the exponent of its smallest number, scales to check."""
+
+    bits: int
+    smallest: int
+    scales: tuple
+
+    @property
+    def largest(self):
+        return (2 - 2.0 ** (1 - self.bits)) * 2.0 ** (2 - self.bits - self.smallest)
+
+
+SCALES = (1e-45, 1e-30, 1.0, 1e19, 1e37)
+FORMATS = {
+    "float16": Format(11, -24, (6e-8, 1e-4, 1.0, 6.0, 1e4)),
+    "bfloat16": Format(8, -133, (1e-40, *SCALES[1:])),
+    "float32": Format(24, -149, SCALES),
+    "float64": Format(53, -1074, (5e-324, 1e-200, 1.0, 1e100, 1e300)),
+}
+# In float64 these scales leave the sums of a split row, which are float64 too, exact enough.
+SPLIT_SCALES = (1.0, 1e100)
 ROUNDING = 2.0**-149
-LARGEST = float(np.finfo(np.float32).max)
 SHAPES = (
     (1, 1),
     (3, 7),
@@ -40,7 +62,10 @@ SHAPES = (
     (40, 4096),
     (30, 5125),
 )
-SCALES = (1e-45, 1e-30, 1.0, 1e19, 1e37)
+
+
+def format_of(array):
+    return FORMATS[array.dtype.name]
 
 
 def ulps(result, exact):
@@ -52,16 +77,28 @@ def ulp_errors(result, exact):
     """Return each error in units in the last place of the exact result; NaN at NaN and Inf."""
     with np.errstate(all="ignore"):
         # Not np.spacing of the rounded result: below a power of two that is the unit above it.
-        exponent = np.where(exact == 0, -149, np.frexp(exact)[1] - 24)
-        unit = np.ldexp(1.0, np.maximum(exponent, -149))
-        return np.abs(result.astype(np.float64) - exact) / unit
+        bits, smallest, _ = format_of(result)
+        exponent = np.where(exact == 0, smallest, np.frexp(exact)[1] - bits)
+        unit = np.ldexp(1.0, np.maximum(exponent, smallest))
+        return np.abs(result.astype(exact.dtype) - exact) / unit
 
 
-def forward_ulp(weight, weight_offset=0.0):
+def forward_ulp(weight, weight_offset=0.0, dtype="float32"):
     """Return the bound on the error of y in ulp, for these arguments of a call."""
     if weight is None:
-        return FORWARD_ULP_UNWEIGHTED
-    return FORWARD_ULP if weight_offset == 0 else FORWARD_ULP_OFFSET
+        return in_ulp(FORWARD_ULP_UNWEIGHTED, dtype)
+    return in_ulp(FORWARD_ULP if weight_offset == 0 else FORWARD_ULP_OFFSET, dtype)
+
+
+def in_ulp(bound, dtype):
+    """Return a bound of float32 in ulp of a dtype: a half is the float32 result, rounded."""
+    bits = FORMATS[dtype].bits
+    return 0.5 + bound * 2.0 ** (bits - 24) if bits < 24 else bound
+
+
+def of_terms(bound, dtype):
+    """Return a bound relative to terms, of the arithmetic: a half's own rounding is beside it."""
+    return bound * 2.0 ** (24 - max(24, FORMATS[dtype].bits))
 
 
 def dx_terms(dy, x, weight, eps, weight_offset=0.0):
@@ -69,7 +106,7 @@ def dx_terms(dy, x, weight, eps, weight_offset=0.0):
 
     As in the reference, ``g = dy * (weight_offset + weight)`` and ``xhat = x / rms``.
     """
-    dy, x = dy.astype(np.float64), x.astype(np.float64)
+    dy, x = reference._wide(dy), reference._wide(x)
     with np.errstate(all="ignore"):
         rms = reference._rms(x, eps)
         xhat = np.abs(x / rms)
@@ -78,14 +115,18 @@ def dx_terms(dy, x, weight, eps, weight_offset=0.0):
 
 
 def dx_error(dx, exact, dy, x, weight, eps, weight_offset=0.0):
-    """Return the largest error of dx beyond ROUNDING, as a multiple of its element's dx_terms.
+    """Return the largest error of dx beyond rounding, as a multiple of its element's dx_terms.
 
-    An Inf is no error where DX times the terms is more than float32's largest number.
+    Rounding is the smallest number and, for a half, that of the result. An Inf is no error where
+    the bound reaches beyond the largest number.
     """
     terms = dx_terms(dy, x, weight, eps, weight_offset)
+    form = format_of(dx)
     with np.errstate(all="ignore"):
-        error = np.abs(dx.astype(np.float64) - exact) - ROUNDING
-        beyond = np.isinf(dx) & np.isfinite(terms) & (DX * terms > LARGEST)
+        rounding = 2.0**form.smallest + (form.bits < 24) * 2.0**-form.bits * np.abs(exact)
+        error = np.abs(dx.astype(exact.dtype) - exact) - rounding
+        most = of_terms(DX, dx.dtype.name) * terms + rounding
+        beyond = np.isinf(dx) & np.isfinite(terms) & (np.abs(exact) + most > form.largest)
         share = np.where((error <= 0) | beyond, 0, error / terms)
     return float(_unless_same(share, dx, exact).max(initial=0.0))
 
@@ -93,10 +134,11 @@ def dx_error(dx, exact, dy, x, weight, eps, weight_offset=0.0):
 def dweight_error(dweight, exact, dy, x, eps):
     """Return the largest error of dweight beyond its rounding, relative to sum |dy * xhat|."""
     with np.errstate(all="ignore"):
-        terms = np.abs(dy.astype(np.float64) * reference.rms_norm(x, eps=eps))
+        terms = np.abs(reference._wide(dy) * reference.rms_norm(x, eps=eps))
         size = terms.reshape(-1, x.shape[-1]).sum(axis=0)
-        rounding = 2.0**-24 * np.abs(exact) + ROUNDING
-        error = np.abs(dweight.astype(np.float64) - exact) - rounding
+        bits, smallest, _ = format_of(dweight)
+        rounding = 2.0**-bits * np.abs(exact) + 2.0**smallest
+        error = np.abs(dweight.astype(exact.dtype) - exact) - rounding
         share = np.where(error <= 0, 0, error / size)
     return float(_unless_same(share, dweight, exact).max(initial=0.0))
 
@@ -107,12 +149,12 @@ def _unless_same(error, result, exact):
     The error is NaN where only one of the two is NaN or Inf, and max() would pass over it.
     """
     with np.errstate(all="ignore"):
-        same = np.isinf(result) & (result == exact.astype(np.float32))
+        same = np.isinf(result) & (result == reference._rounded(exact, result.dtype))
     same |= np.isnan(result) & np.isnan(exact)
     return np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
 
 
-def run(target=None):
+def run(target=None, dtype="float32"):
     """Check this machine, print a table of the largest errors, and return 1 if a bound breaks.
 
     A line shows each instruction set's largest error over all thread counts. `target` is a file for
@@ -120,47 +162,56 @@ def run(target=None):
     """
     stream = sys.stderr if target == _arguments.STDOUT else sys.stdout
     say = functools.partial(print, file=stream, flush=True)
-    bounds = {name: bound for name, (_, bound, _) in MEASURES.items()}
+    array_dtype = _arguments.dtype(dtype)
+    if dtype == "float64" and np.finfo(np.longdouble).maxexp == np.finfo(np.float64).maxexp:
+        raise ValueError("--dtype float64 needs a wider long double, which this platform lacks")
+    bounds = {
+        name: (in_ulp if unit == ULP and bound else of_terms)(bound, dtype)
+        for name, (_, bound, unit) in MEASURES.items()
+    }
     # Import np.random before the first line is printed: NumPy imports it on first use, and loses a
     # Ctrl-C in those 10 ms (NumPy 2.4.6: in 18 of 400 tries).
     np.random  # noqa: B018
-    say(f"fastrms {fastrms.__version__}: largest error against the float64 reference")
+    oracle = "long double" if dtype == "float64" else "float64"
+    say(f"fastrms {fastrms.__version__}: largest error of {dtype} against the {oracle} reference")
     isas, counts = _core.available_isas(), THREADS if _core.build_info()["pool"] else (1,)
     settings = [*itertools.product(isas, counts)]
-    rows = [*_output.progress(_measure(settings), len(settings))]
+    rows = [*_output.progress(_measure(settings, array_dtype), len(settings))]
     say(f"{'':<12}{'bound':>10}" + "".join(f"{isa:>10}" for isa in isas))
-    for name, (_, bound, unit) in MEASURES.items():
+    for name, (_, _, unit) in MEASURES.items():
         errors = [max(row["errors"][name] for row in rows if row["isa"] == isa) for isa in isas]
-        figures = "".join(f"{error:>10.3g}" for error in errors)
-        say(f"{name:<12}{bound:>10g}{figures}  {unit}")
+        digits = 5 if unit == ULP and bounds[name] < 1 else 3  # of a half: 0.50005
+        figures = "".join(f"{figure:>10.{digits}g}" for figure in (bounds[name], *errors))
+        say(f"{name:<12}{figures}  {unit}")
     broken = sum(not row["errors"][name] <= bounds[name] for row in rows for name in bounds)
     threads = ", ".join(map(str, counts))
     cases = f"{len(SHAPES) * len(SCALES)} cases, each with threads = {threads}"
     say(f"{_output.counted(broken, 'bound')} broken" if broken else f"{cases}; every bound holds")
     if target:
-        found = {"version": fastrms.__version__, "bounds": bounds, "rows": rows, "broken": broken}
-        _arguments.write_json(found, target)
+        found = {"version": fastrms.__version__, "dtype": dtype, "bounds": bounds, "rows": rows}
+        _arguments.write_json(found | {"broken": broken}, target)
     return 1 if broken else 0
 
 
-def _measure(settings):
+def _measure(settings, dtype):
     """Yield the largest errors of each (instruction set, threads); restore both at the end."""
     before = _core.current(), fastrms.get_num_threads(), _core.set_parallel_from(1)
     try:
         for isa, threads in settings:
             _core.use_isa(isa)
             fastrms.set_num_threads(threads)
-            yield {"isa": isa, "threads": threads, "errors": _worst_errors()}
+            yield {"isa": isa, "threads": threads, "errors": _worst_errors(dtype)}
     finally:
         _core.use_isa(before[0])
         fastrms.set_num_threads(before[1])
         _core.set_parallel_from(before[2])
 
 
-def _worst_errors():
+def _worst_errors(dtype):
     worst = dict.fromkeys(MEASURES, 0.0)
-    for number, (shape, scale) in enumerate(itertools.product(SHAPES, SCALES)):
-        case = Case(np.random.default_rng(number), shape, scale)
+    scales = FORMATS[dtype.name].scales
+    for number, (shape, scale) in enumerate(itertools.product(SHAPES, scales)):
+        case = Case(np.random.default_rng(number), shape, scale, dtype)
         for name, (measure, _, _) in MEASURES.items():
             worst[name] = max(worst[name], measure(case))
     return worst
@@ -169,41 +220,54 @@ def _worst_errors():
 class Case:
     """Arrays of one shape and scale; x has an outlier row and a zero row if there is room."""
 
-    def __init__(self, rng, shape, scale):
-        normal = functools.partial(rng.standard_normal, dtype=np.float32)
-        self.x = normal(shape) * np.float32(scale)
-        self.x[1:2, 0] = 1e4 * scale if scale < 1e30 else scale
-        self.x[2:3] = 0
-        self.residual, self.dy = normal(shape), normal(shape)
-        self.weight = 1 + np.float32(0.3) * normal(shape[1])
+    def __init__(self, rng, shape, scale, dtype):
+        wide = np.float64 if dtype == np.float64 else np.float32
+        normal = functools.partial(rng.standard_normal, dtype=wide)
+        x = normal(shape) * wide(scale)
+        x[1:2, 0] = 1e4 * scale if 1e4 * scale < FORMATS[dtype.name].largest else scale
+        x[2:3] = 0
+        weight = 1 + wide(0.3) * normal(shape[1])
+        residual, dy = normal(shape), normal(shape)
+        self.x, self.residual, self.dy, self.weight = (
+            array.astype(dtype) for array in (x, residual, dy, weight)
+        )
         self.eps = 1e-5 if scale == 1 else 0.0 if shape[0] < 3 else 1e-30
+        self.splits = dtype != np.float64 or scale in SPLIT_SCALES
+
+    @property
+    def inputs(self):
+        """The arrays dy, x and weight, in long double if they are float64."""
+        wide = np.longdouble if self.x.dtype == np.float64 else np.float64
+        return [array.astype(wide) for array in (self.dy, self.x, self.weight)]
 
 
-def _forward(case, weight, **kwargs):
-    y = fastrms.rms_norm(case.x, weight, case.eps, **kwargs)
-    return ulps(y, reference.rms_norm(case.x, weight, case.eps, **kwargs))
+def _forward(case, weighted=True, **kwargs):
+    _, x, weight = case.inputs
+    y = fastrms.rms_norm(case.x, case.weight if weighted else None, case.eps, **kwargs)
+    return ulps(y, reference.rms_norm(x, weight if weighted else None, case.eps, **kwargs))
 
 
 def _add_forward(case):
     stream, expected = case.residual.copy(), case.residual.copy()
-    y = fastrms.add_rms_norm(case.x, stream, case.weight, case.eps)
-    exact = reference.add_rms_norm(case.x, expected, case.weight, case.eps)
+    y = fastrms.add_rms_norm(case.x, stream, case.weight, case.eps, scale=-0.5)
+    reference.residual_add(case.x, expected, -0.5)
+    exact = reference.rms_norm(expected.astype(case.inputs[2].dtype), case.inputs[2], case.eps)
     return ulps(y, exact) if np.array_equal(stream, expected) else np.inf
 
 
 def _backward(case):
-    arguments = case.dy, case.x, case.weight, case.eps
-    return (*fastrms.rms_norm_backward(*arguments), *reference.rms_norm_backward(*arguments))
+    gradients = fastrms.rms_norm_backward(case.dy, case.x, case.weight, case.eps)
+    return (*gradients, *reference.rms_norm_backward(*case.inputs, case.eps))
 
 
 def _dx(case):
     dx, _, exact, _ = _backward(case)
-    return dx_error(dx, exact, case.dy, case.x, case.weight, case.eps)
+    return dx_error(dx, exact, *case.inputs, case.eps)
 
 
 def _dweight(case):
     _, dweight, _, exact = _backward(case)
-    return dweight_error(dweight, exact, case.dy, case.x, case.eps)
+    return dweight_error(dweight, exact, *case.inputs[:2], case.eps)
 
 
 def _halves(case):
@@ -216,36 +280,41 @@ def _halves(case):
 
 
 def _rms_scale(case):
+    if not case.splits:
+        return 0.0
     parts, squares, _ = _halves(case)
     size = case.x.shape[1]
     y = [fastrms.rms_scale(x, squares, size, weight, case.eps) for _, x, weight in parts]
-    return ulps(np.hstack(y), reference.rms_norm(case.x, case.weight, case.eps))
+    return ulps(np.hstack(y), reference.rms_norm(*case.inputs[1:], case.eps))
 
 
 def _split_dx(case):
+    if not case.splits:
+        return 0.0
     parts, squares, products = _halves(case)
     size = case.x.shape[1]
     dx = [
         fastrms.rms_scale_backward(dy, x, squares, products, size, weight, case.eps)[0]
         for dy, x, weight in parts
     ]
-    exact, _ = reference.rms_norm_backward(case.dy, case.x, case.weight, case.eps)
-    return dx_error(np.hstack(dx), exact, case.dy, case.x, case.weight, case.eps)
+    exact, _ = reference.rms_norm_backward(*case.inputs, case.eps)
+    return dx_error(np.hstack(dx), exact, *case.inputs, case.eps)
 
 
 def _residual_add(case):
     stream, expected = case.residual.copy(), case.residual.copy()
     fastrms.residual_add(case.x, stream, 0.5)
-    return ulps(stream, reference.residual_add(case.x, expected, 0.5).astype(np.float64))
+    reference.residual_add(case.x, expected, 0.5)
+    return ulps(stream, expected.astype(np.float64))
 
 
 ULP, OF_TERMS = "ulp", "of its terms"
 # name: (measure, its bound, the unit of both)
 MEASURES = {
-    "rms_norm": (lambda case: _forward(case, case.weight), FORWARD_ULP, ULP),
-    "no weight": (lambda case: _forward(case, None), FORWARD_ULP_UNWEIGHTED, ULP),
+    "rms_norm": (_forward, FORWARD_ULP, ULP),
+    "no weight": (lambda case: _forward(case, False), FORWARD_ULP_UNWEIGHTED, ULP),
     "1 + weight": (
-        lambda case: _forward(case, case.weight, weight_offset=1.0),
+        lambda case: _forward(case, weight_offset=1.0),
         FORWARD_ULP_OFFSET,
         ULP,
     ),

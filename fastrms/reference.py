@@ -38,7 +38,7 @@ def rms_norm(
     accumulate: bool = False,
 ) -> NDArray[Any]:
     """Return ``x / sqrt(mean(x**2) + eps) * (weight_offset + weight)`` over the last axis."""
-    y = _normalise(np.asarray(x, np.float64), eps) * _factor(weight, weight_offset)
+    y = _normalise(_wide(x), eps) * _factor(weight, weight_offset)
     return _store(y, out, accumulate, _arithmetic(x, out))
 
 
@@ -59,7 +59,7 @@ def rms_norm_backward(
     ``dx = (g - xhat * mean(g * xhat)) / rms`` and ``dweight = sum over rows of dy * xhat``.
     """
     arithmetic = _arithmetic(dy, x, dx)
-    dy, x = np.asarray(dy, np.float64), np.asarray(x, np.float64)
+    dy, x = _wide(dy), _wide(x)
     with np.errstate(all="ignore"):
         xhat = _normalise(x, eps)
         g = dy * _factor(weight, weight_offset)
@@ -70,7 +70,7 @@ def rms_norm_backward(
 
 def sum_squares(x: ArrayLike, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Return ``sum(x**2)`` over the last axis."""
-    x = np.asarray(x, np.float64)
+    x = _wide(x)
     return _store(_sum(x * x), out)
 
 
@@ -83,7 +83,7 @@ def sum_products(
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]:
     """Return ``sum(dy * (weight_offset + weight) * x)`` over the last axis."""
-    dy, x = np.asarray(dy, np.float64), np.asarray(x, np.float64)
+    dy, x = _wide(dy), _wide(x)
     with np.errstate(all="ignore"):
         return _store(_sum(dy * _factor(weight, weight_offset) * x), out)
 
@@ -100,7 +100,7 @@ def rms_scale(
 ) -> NDArray[Any]:
     """Return ``x / sqrt(sum_squares / size + eps) * (weight_offset + weight)``."""
     with np.errstate(all="ignore"):
-        xhat = np.asarray(x, np.float64) / _whole_rms(sum_squares, size, eps)
+        xhat = _wide(x) / _whole_rms(sum_squares, size, eps)
         return _store(xhat * _factor(weight, weight_offset), out)
 
 
@@ -124,11 +124,11 @@ def rms_scale_backward(
     ``xhat = x / rms``: ``dx = (g - xhat * sum_products / (size * rms)) / rms``.
     """
     arithmetic = _arithmetic(dy, x, dx)
-    dy, x = np.asarray(dy, np.float64), np.asarray(x, np.float64)
+    dy, x = _wide(dy), _wide(x)
     with np.errstate(all="ignore"):
         rms = _whole_rms(sum_squares, size, eps)
         xhat = x / rms
-        mean = np.asarray(sum_products, np.float64)[..., None] / rms / max(size, 1)
+        mean = _wide(sum_products)[..., None] / rms / max(size, 1)
         dx_value = (dy * _factor(weight, weight_offset) - xhat * mean) / rms
         terms = dy * xhat
     return _gradients(dx_value, dx, terms, weight, dweight, accumulate, arithmetic)
@@ -152,7 +152,7 @@ def add_rms_norm(
 def residual_add(x: ArrayLike, residual: NDArray[Any], scale: float = 1.0) -> NDArray[Any]:
     """Add ``scale * x`` to residual in float64, then round once to residual's dtype."""
     with np.errstate(all="ignore"):
-        value = np.asarray(residual, np.float64) + scale * np.asarray(x, np.float64)
+        value = _wide(residual) + scale * _wide(x)
     return _store(value, residual)
 
 
@@ -173,8 +173,14 @@ def _gradients(
         return dx_result, None
     value = terms.reshape(-1, terms.shape[-1]).sum(axis=0)
     if dweight is None:  # in the shape of weight
-        return dx_result, value.reshape((*np.shape(weight)[:-1], -1))
+        return dx_result, value.reshape((*np.shape(weight)[:-1], value.size))
     return dx_result, _store(value, dweight, adds and accumulate != "dx", arithmetic)
+
+
+def _wide(array: ArrayLike) -> NDArray[Any]:
+    """Return a float64 array, or one of long double as it is: `fastrms check` checks float64."""
+    array = np.asarray(array)
+    return array if array.dtype == np.longdouble else array.astype(np.float64)
 
 
 def _sum(values: NDArray[Any]) -> NDArray[Any]:
@@ -183,7 +189,7 @@ def _sum(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _whole_rms(sum_squares: ArrayLike, size: int, eps: float) -> NDArray[Any]:
-    rms: NDArray[Any] = np.sqrt(np.asarray(sum_squares, np.float64)[..., None] / max(size, 1) + eps)
+    rms: NDArray[Any] = np.sqrt(_wide(sum_squares)[..., None] / max(size, 1) + eps)
     return rms
 
 
@@ -208,7 +214,7 @@ def _factor(weight: ArrayLike | None, weight_offset: float) -> Any:
     """Return ``weight_offset + weight``, of shape (n,) for a weight of shape (1, ..., 1, n)."""
     if weight is None:
         return 1.0
-    weight = np.asarray(weight, np.float64)
+    weight = _wide(weight)
     return weight_offset + weight.reshape(weight.shape[-1:])
 
 

@@ -1,10 +1,15 @@
 """`fastrms check`: every bound holds on this machine, and a result that breaks one is reported."""
 
+import sys
+
 import numpy as np
 import pytest
 
 import fastrms
 from fastrms import _core, check, reference
+from fastrms.__main__ import main
+
+from .dtypes import DTYPES, dtype_of
 
 
 @pytest.fixture
@@ -12,15 +17,16 @@ def report(monkeypatch, capsys):
     """Return a function that runs a small check and returns its exit code and its output."""
     monkeypatch.setattr(check, "SHAPES", ((3, 7), (5, 129)))
 
-    def run():
-        return check.run(), capsys.readouterr().out
+    def run(dtype="float32"):
+        return check.run(dtype=dtype), capsys.readouterr().out
 
     return run
 
 
-def test_every_bound_holds(report):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_bound_holds(report, dtype):
     before = _core.current(), fastrms.get_num_threads()
-    code, text = report()
+    code, text = report(dtype_of(dtype).name)
     assert code == 0
     assert text.endswith("; every bound holds\n")
     measures = [line[:12].rstrip() for line in text.splitlines()[2:-1]]
@@ -44,6 +50,35 @@ def test_one_wrong_element_is_reported(report, monkeypatch, function, wrong):
     code, text = report()
     assert code == 1
     assert text.endswith(" broken\n")
+
+
+@pytest.mark.parametrize("command", ["check", "bench"])
+def test_bfloat16_needs_ml_dtypes(monkeypatch, capsys, command):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert main([command, "--dtype", "bfloat16"]) == 2
+    out, error = capsys.readouterr()
+    wanted = "bfloat16 needs ml_dtypes: python -m pip install ml_dtypes"
+    assert (out, error) == ("", f"fastrms {command}: {wanted}\n")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_ulp_and_the_largest_number_of_each_dtype(dtype):
+    one = np.ones(1, dtype_of(dtype))
+    bits, smallest, _ = check.FORMATS[dtype]
+    assert check.ulps(one, np.longdouble([1 + 2.0**-bits])) == 0.5
+    zero = np.zeros(1, one.dtype)
+    assert check.ulps(zero, np.array([2.0**smallest])) == 1
+    with np.errstate(over="ignore"):
+        largest = np.array([check.FORMATS[dtype].largest]).astype(one.dtype)
+        assert np.isfinite(largest)
+        assert np.isinf(largest * one.dtype.type(1 + 2.0 ** (1 - bits)))
+
+
+def test_the_bound_of_a_half_is_that_of_float32_and_a_rounding():
+    weight = np.ones(1)
+    assert check.forward_ulp(weight, dtype="bfloat16") == 0.5 + 3 * 2.0**-16
+    assert check.forward_ulp(weight, dtype="float16") == 0.5 + 3 * 2.0**-13
+    assert check.forward_ulp(weight, 1.0) == check.forward_ulp(weight, 1.0, "float64") == 4
 
 
 def test_terms_of_dx_by_hand():
