@@ -20,6 +20,8 @@ import pytest
 from fastrms.__main__ import main
 from fastrms.bench import calls, cases, options, schema
 
+from .dtypes import DTYPES, dtype_of
+
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
@@ -131,6 +133,9 @@ def test_the_schema_refuses(tiny, broken, problem):
         (("--plot", "/proc/bench.png"), "cannot write '/proc/bench.png'"),
         (("--data", "cauchy"), "'cauchy' is none of: all, normal, outlier"),
         (("--inplace", "--op", "fresh"), "--inplace makes no new array"),
+        (("--dtype", "int8"), "invalid choice: 'int8'"),
+        (("--dtype", "float16", "--peers", "jax,ggml"), "--peers ggml: not timed in float16"),
+        (("--dtype", "float64", "--align", "4"), "float64 arrays start at a multiple of 8"),
     ],
 )
 def test_refusals_are_one_line_and_exit_2(args, said):
@@ -212,6 +217,18 @@ def test_the_check_catches_a_wrong_answer(op):
 
 
 @pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("op", cases.OPS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_has_a_floor_and_a_formula(dtype, op, inplace):
+    if inplace and op == "fresh":
+        pytest.skip("nothing is fresh in place")
+    case = cases.Case(op, 5, 40, inplace, dtype=dtype_of(dtype).name)
+    calls.floor(case)()
+    assert case.error(calls.numpy(case)) < cases.tolerance(dtype) / 4
+    assert case.error(calls.ours(case)) < cases.tolerance(dtype) / 4
+
+
+@pytest.mark.parametrize("inplace", [False, True])
 def test_an_outlier_row_and_an_offset_weight(inplace):
     case = cases.Case("offset", 7, 64, inplace, data="outlier")
     assert (case.x == cases.OUTLIER).sum(axis=1).tolist() == [1] * 7
@@ -271,14 +288,15 @@ def numba(monkeypatch):
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("op", [op for op in cases.OPS if op != "offset"])
-def test_numba_has_every_op_but_the_offset(numba, op, threads, inplace):
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-6), ("float64", 1e-14)])
+def test_numba_has_every_op_but_the_offset(numba, op, threads, inplace, dtype, error):
     from fastrms.bench import peers
 
     if inplace and op == "fresh":
         pytest.skip("nothing is fresh in place")
     for rows in (1, 5):  # fewer rows than threads, and more
-        case = cases.Case(op, rows, 40, inplace)
-        assert case.error(peers.build("numba", case, threads)) < 1e-6
+        case = cases.Case(op, rows, 40, inplace, dtype=dtype)
+        assert case.error(peers.build("numba", case, threads)) < error
 
 
 def test_the_readme_is_made_from_a_record(tiny, tmp_path):

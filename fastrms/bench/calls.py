@@ -12,25 +12,29 @@ from .cases import EPS
 
 def floor(case):
     """Return the cheapest NumPy pass that moves the bytes of the op's byte model."""
-    c = case
-    if c.op == "fresh":
-        x = c.x
+    names = {
+        "fresh": ("x",),
+        "forward": ("x", "out"),
+        "offset": ("x", "out"),
+        "add_norm": ("x", "residual", "out"),
+        "backward": ("x", "dy", "dx"),
+        "add": ("residual", "x", "residual"),
+    }[case.op]
+    dtype = np.int16 if case.dtype.itemsize == 2 else case.dtype
+    x, *others = (getattr(case, name).view(dtype) for name in names)
+    if not others:
         return lambda: x.copy()
-    if c.op in ("forward", "offset"):
-        x, out = c.x, c.out
-        if c.inplace:
-            return lambda: np.negative(x, out=x)
-        return lambda: np.copyto(out, x)
-    a, b, out = {
-        "add_norm": lambda: (c.x, c.residual, c.out),
-        "backward": lambda: (c.x, c.dy, c.dx),
-        "add": lambda: (c.residual, c.x, c.residual),
-    }[c.op]()
-    return lambda: np.add(a, b, out=out)
+    if len(others) == 1:
+        (out,) = others
+        return (lambda: np.negative(x, out=x)) if case.inplace else (lambda: np.copyto(out, x))
+    other, out = others
+    return lambda: np.add(x, other, out=out)
 
 
 def numpy(case):
-    """Return the formula as usually written in NumPy, float32 throughout."""
+    """Return the formula as usually written in NumPy: halves are cast to float32 and back."""
+    if case.dtype.itemsize == 2 and case.op != "add":
+        return numpy_half(case)
     if case.inplace and case.op in ("forward", "offset", "add_norm"):
         return numpy_in_place(case)
     x, weight = case.x, case.weight
@@ -82,6 +86,41 @@ def numpy_backward(case):
         return dx, dweight
 
     return in_place if case.inplace else backward
+
+
+def numpy_half(case):
+    x, weight, dtype = case.x, case.weight, case.dtype
+
+    def norm(x):
+        x = x.astype(np.float32)
+        rms = np.sqrt((x * x).mean(-1, keepdims=True) + EPS)
+        return (x / rms * (case.weight_offset + weight.astype(np.float32))).astype(dtype)
+
+    def backward():
+        xhat, g = x.astype(np.float32), case.dy.astype(np.float32)
+        rms = np.sqrt((xhat * xhat).mean(-1, keepdims=True) + EPS)
+        xhat /= rms
+        dweight = (g * xhat).sum(0).astype(dtype)
+        g *= weight.astype(np.float32)
+        return ((g - xhat * (g * xhat).mean(-1, keepdims=True)) / rms).astype(dtype), dweight
+
+    def add_norm():
+        np.add(case.residual, x, out=case.residual)
+        return norm(case.residual)
+
+    call = {"backward": backward, "add_norm": add_norm}.get(case.op, lambda: norm(x))
+    if not case.inplace:
+        return call
+    if case.op == "backward":
+        dx = case.dx
+
+        def in_place():
+            result, dweight = backward()
+            np.copyto(dx, result)
+            return dx, dweight
+
+        return in_place
+    return lambda: np.copyto(x, call())
 
 
 def ours(case):

@@ -8,7 +8,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from .. import reference
+from .. import _arguments, check, reference
 
 EPS = 1e-5
 # NumPy aligns its arrays to 16 bytes only; large ones, which come straight from the operating
@@ -19,6 +19,8 @@ CACHE_LINE = 64
 # a wrong array, an unwritten result. MLX, with float32 sums over long rows, comes nearest to it;
 # `fastrms check` has the tight bounds.
 TOLERANCE = 1e-4
+# In a half's rounding units, if that is more: a peer may round each step of its formula.
+HALF_TOLERANCE = 16
 # The values of x: normal numbers, or normal numbers and one outlier of 100 in each row, as in the
 # residual streams of real models.
 DATA = ("normal", "outlier")
@@ -36,16 +38,18 @@ class Op:
     floor: str
     floor_in_place: str | None
 
-    @property
-    def bytes_per_element(self):
+    def bytes_per_element(self, itemsize):
         """Return the bytes that must move: each array read and each array written, once."""
-        return 4 * (len(self.reads) + len(self.writes))
+        return itemsize * (len(self.reads) + len(self.writes))
 
-    def model(self, inplace=False):
+    def model(self, inplace=False, itemsize=4):
         """Return the byte model as a sentence, with the floor."""
         floor = self.floor_in_place if inplace else self.floor
+        if itemsize == 2:
+            floor += " as int16"  # the cheapest: NumPy's arithmetic of halves is slow
         reads, writes = " + ".join(self.reads), " + ".join(self.writes)
-        return f"reads {reads}, writes {writes}: {self.bytes_per_element} B; floor {floor}"
+        size = self.bytes_per_element(itemsize)
+        return f"reads {reads}, writes {writes}: {size} B; floor {floor}"
 
 
 OPS = {
@@ -100,8 +104,14 @@ OPS = {
 }
 
 
+def tolerance(dtype):
+    """Return the largest error of a right answer in this dtype, a name."""
+    bits = check.FORMATS[dtype].bits
+    return HALF_TOLERANCE * 2.0**-bits if bits < 24 else TOLERANCE
+
+
 class Case:
-    """The arrays of one op on one shape, float32, named as in the function's signature.
+    """The arrays of one op on one shape and dtype, named as in the function's signature.
 
     Parameters
     ----------
@@ -115,10 +125,13 @@ class Case:
         Every array starts this many bytes past a cache line.
     data : str
         One of DATA.
+    dtype : str
+        The name of the arrays' dtype.
     """
 
-    def __init__(self, op, rows, n, inplace=False, align=ALIGN, data="normal"):
+    def __init__(self, op, rows, n, inplace=False, align=ALIGN, data="normal", dtype="float32"):
         self.op, self.rows, self.n = op, rows, n
+        self.dtype = _arguments.dtype(dtype)
         self.inplace, self.align, self.data = inplace, align, data
         self.weight_offset = float(op == "offset")
         self.inputs = {}
@@ -138,17 +151,17 @@ class Case:
 
     def empty(self, shape):
         """Return a new array that starts `align` bytes past a cache line."""
-        size = 4 * int(np.prod(shape))
+        size = self.dtype.itemsize * int(np.prod(shape))
         memory = np.empty(size + CACHE_LINE, np.uint8)
         start = (self.align - memory.ctypes.data) % CACHE_LINE
-        return memory[start : start + size].view(np.float32).reshape(shape)
+        return memory[start : start + size].view(self.dtype).reshape(shape)
 
     def make_weight(self):
         """Return a weight near 1, offset included; in place 1 or -1, so that no row grows."""
         weight = self.empty((self.n,))
         noise = np.random.default_rng(3).standard_normal(self.n, np.float32)
-        weight[:] = np.sign(noise) if self.inplace else 1 + np.float32(0.1) * noise
-        weight -= np.float32(self.weight_offset)
+        values = np.sign(noise) if self.inplace else 1 + np.float32(0.1) * noise
+        weight[:] = values - np.float32(self.weight_offset)
         return weight
 
     def fill(self, name):
@@ -165,7 +178,7 @@ class Case:
         if name == "x" and self.op == "backward" and self.inplace:
             # Each call divides dy by the rms of these rows, so it must be 1.
             for rows in self.blocks():
-                array[rows] = reference.rms_norm(array[rows])
+                reference.rms_norm(array[rows], out=array[rows])
 
     def refill(self):
         """Restore the inputs that calls overwrite, so that values do not grow from call to call."""
@@ -184,7 +197,8 @@ class Case:
     def exact(self):
         """The reference's results for freshly filled inputs, in the order of the op's results."""
         self.refill()
-        first, second = np.empty((self.rows, self.n), np.float32), None
+        wide = np.float64 if self.dtype == np.float64 else np.float32
+        first, second = np.empty((self.rows, self.n), wide), None
         if self.op == "backward":
             second = np.zeros(self.n)
         elif self.op == "add_norm":
@@ -220,7 +234,7 @@ class Case:
         made = () if made is None else made if isinstance(made, tuple | list) else (made,)
         rest = [getattr(self, name) for name in OPS[self.op].results[len(made) :]]
         return max(
-            largest_error(np.asarray(got), want)
+            largest_error(as_array(got), want)
             for got, want in zip([*made, *rest], exact, strict=True)
         )
 
@@ -229,6 +243,12 @@ class Case:
 def noise_tile():
     """Return normal noise of prime length, so that rows made of repeats of it still differ."""
     return np.random.default_rng(0).standard_normal(1_048_583, np.float32)
+
+
+def as_array(result):
+    """Return a result as an ndarray; NumPy has no bfloat16 for torch's."""
+    halves = str(getattr(result, "dtype", "")) == "torch.bfloat16"
+    return np.asarray(result.float() if halves else result)
 
 
 def largest_error(got, want):

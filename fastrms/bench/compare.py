@@ -41,14 +41,15 @@ def refuse_unmatched(plan, old):
         if key(row, vars(plan)) not in known:
             raise ValueError(
                 f"--compare: the old record has no {op} of {rows}x{n}, {data} data, "
-                f"{_output.counted(threads, 'thread')}, inplace={plan.inplace}, align={plan.align}"
+                f"{_output.counted(threads, 'thread')}, inplace={plan.inplace}, "
+                f"align={plan.align}, {plan.dtype}"
             )
 
 
 def key(row, protocol):
     data = row.get("data") or "normal"
-    shape = row["rows"], row["n"]
-    return row["op"], shape, data, row["threads"], protocol["inplace"], protocol["align"]
+    shape, dtype = (row["rows"], row["n"]), protocol.get("dtype") or "float32"
+    return row["op"], shape, data, row["threads"], protocol["inplace"], protocol["align"], dtype
 
 
 def changes(old, new):

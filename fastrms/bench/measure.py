@@ -7,9 +7,9 @@ import time
 
 import fastrms
 
-from .. import _core
+from .. import _arguments, _core
 from . import machine, rivals, schema, timing
-from .cases import EPS, OPS, TOLERANCE, Case
+from .cases import EPS, OPS, Case, tolerance
 
 # A thread pool spins for a while after a call, ONNX Runtime's the longest: 25 ms (CPU time of an
 # idle process on an Intel Xeon). No turn begins before that is over.
@@ -22,7 +22,8 @@ class WrongAnswerError(Exception):
 
 def new_record(plan):
     """Return the record of a plan, without rows."""
-    found, left_out = rivals.versions(plan.peers)
+    itemsize = _arguments.dtype(plan.dtype).itemsize
+    found, left_out = rivals.versions(plan.peers, plan.dtype)
     return {
         "schema": schema.VERSION,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -39,9 +40,10 @@ def new_record(plan):
             "inplace": plan.inplace,
             "eps": EPS,
             "align": plan.align,
-            "tolerance": TOLERANCE,
+            "tolerance": tolerance(plan.dtype),
+            "dtype": plan.dtype,
         },
-        "byte_models": {op: OPS[op].model(plan.inplace) for op in plan.ops},
+        "byte_models": {op: OPS[op].model(plan.inplace, itemsize) for op in plan.ops},
         "rows": [],
     }
 
@@ -72,7 +74,7 @@ def rows(plan, record):
                 for rival in field:
                     stack.callback(rival.close)
                 for (count, n), data, op in itertools.product(plan.shapes, plan.data, plan.ops):
-                    case = Case(op, count, n, plan.inplace, plan.align, data)
+                    case = Case(op, count, n, plan.inplace, plan.align, data, plan.dtype)
                     record["rows"].append(measure_case(plan, case, field, threads))
                     yield record["rows"][-1]
         record["complete"] = True
@@ -135,14 +137,15 @@ def is_done(seconds):
 def finish(case, threads, live, seconds, errors, left_out):
     """Return the row that sums up the rounds."""
     op, elements = OPS[case.op], case.rows * case.n
-    moved = elements * op.bytes_per_element
+    itemsize = case.dtype.itemsize
+    moved = elements * op.bytes_per_element(itemsize)
     results = {rival.name: timing.summary(seconds[rival.name]) for rival in live}
     for rival in live:
         times = results[rival.name]
         times["calls"], times["error"] = rival.calls, errors[rival.name]
         times["gb_per_s"] = moved / times["best_s"] / 1e9
         times["of_floor"] = results["floor"]["best_s"] / times["best_s"]
-    arrays = {*op.reads, *op.writes}
+    arrays = len({*op.reads, *op.writes}) - case.inplace * (case.op != "add")
     return {
         "op": case.op,
         "rows": case.rows,
@@ -150,7 +153,7 @@ def finish(case, threads, live, seconds, errors, left_out):
         "data": case.data,
         "threads": threads,
         "bytes": moved,
-        "working_set_bytes": 4 * elements * (len(arrays) - case.inplace * (case.op != "add")),
+        "working_set_bytes": itemsize * elements * arrays,
         "times_numpy": results["numpy"]["best_s"] / results["fastrms"]["best_s"],
         "trusted": all(results[k]["spread"] <= timing.MOST_SPREAD for k in ("floor", "fastrms")),
         "rivals": results,

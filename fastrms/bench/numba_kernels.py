@@ -13,10 +13,10 @@ def norm(parallel):
     @numba.njit(parallel=parallel, fastmath=True, boundscheck=False)
     def kernel(x, weight, out, eps):
         for i in numba.prange(x.shape[0]):
-            total = np.float32(0)
+            total = x.dtype.type(0)
             for j in range(x.shape[1]):
                 total += x[i, j] * x[i, j]
-            inv = np.float32(1) / np.sqrt(total / np.float32(x.shape[1]) + eps)
+            inv = x.dtype.type(1) / np.sqrt(total / x.dtype.type(x.shape[1]) + eps)
             for j in range(x.shape[1]):
                 out[i, j] = x[i, j] * inv * weight[j]
 
@@ -30,12 +30,12 @@ def add_norm(parallel):
     @numba.njit(parallel=parallel, fastmath=True, boundscheck=False)
     def kernel(x, residual, weight, out, eps):
         for i in numba.prange(x.shape[0]):
-            total = np.float32(0)
+            total = x.dtype.type(0)
             for j in range(x.shape[1]):
                 value = residual[i, j] + x[i, j]
                 residual[i, j] = value
                 total += value * value
-            inv = np.float32(1) / np.sqrt(total / np.float32(x.shape[1]) + eps)
+            inv = x.dtype.type(1) / np.sqrt(total / x.dtype.type(x.shape[1]) + eps)
             for j in range(x.shape[1]):
                 out[i, j] = residual[i, j] * inv * weight[j]
 
@@ -51,15 +51,15 @@ def backward(parallel):
 
     @numba.njit(fastmath=True, boundscheck=False)
     def share(dy, x, weight, dx, part, eps, first, last):
-        n = np.float32(x.shape[1])
+        n = x.dtype.type(x.shape[1])
         part[:] = 0
         for i in range(first, last):
-            squares = np.float32(0)
-            products = np.float32(0)
+            squares = x.dtype.type(0)
+            products = x.dtype.type(0)
             for j in range(x.shape[1]):
                 squares += x[i, j] * x[i, j]
                 products += dy[i, j] * weight[j] * x[i, j]
-            inv = np.float32(1) / np.sqrt(squares / n + eps)
+            inv = x.dtype.type(1) / np.sqrt(squares / n + eps)
             mean = products * inv * inv * inv / n
             for j in range(x.shape[1]):
                 part[j] += dy[i, j] * x[i, j] * inv

@@ -39,6 +39,7 @@ class Plan:
     inplace: bool = False
     align: int = cases.ALIGN
     block: float = timing.BLOCK_SECONDS
+    dtype: str = "float32"
 
 
 def add_arguments(parser):
@@ -54,6 +55,7 @@ def add_arguments(parser):
     add_list("--data", names(cases.DATA), "D,D", choices(cases.DATA, Plan.data))
     add_list("--threads", _arguments.several(whole(1, _core.MOST_THREADS)), "T,T", "default: 1")
     add("--isa", help="instruction set to force: baseline, v3, v4 (default: see fastrms info)")
+    _arguments.add_dtype(parser, "of every array (default: float32, or that of --compare)", None)
     add("--rounds", type=whole(1), default=Plan.rounds, metavar="N", help="default: %(default)s")
     others = f"rivals to time as well, if installed: all, or any of {', '.join(peers.PEERS)}"
     add_list("--peers", names(peers.PEERS), "A,B", others)
@@ -80,16 +82,24 @@ def add_arguments(parser):
 def plan(args, old=None):
     """Return the plan that the arguments ask for; an old record supplies those left out."""
     rows = old["rows"] if old else []
+    dtype = args.dtype or (old or {"protocol": {}})["protocol"].get("dtype") or Plan.dtype
     peer_names = unique(args.peers or ())
+    itemsize = _arguments.dtype(dtype).itemsize
+    if args.align % itemsize:
+        raise ValueError(f"--align {args.align}: {dtype} arrays start at a multiple of {itemsize}")
+    lacking = [name for name in peer_names if dtype not in peers.PEERS[name][2]]
+    if lacking and len(peer_names) < len(peers.PEERS):
+        raise ValueError(f"--peers {','.join(lacking)}: not timed in {dtype}")
     threads = unique(args.threads or (row["threads"] for row in rows)) or Plan.threads
     if max(threads) > 1 and not _core.build_info()["pool"]:
         raise ValueError("--threads: this build has no threads, every call is serial")
     # Further processes are timed only for a record.
     processes = PROCESSES if args.json or old else 1
+    copies = processes + len(peer_names)
     open_shapes = ((row["rows"], row["n"]) for row in rows)
     return Plan(
         ops=unique(args.op or (row["op"] for row in rows)) or DEFAULT_OPS,
-        shapes=unique(args.shape or open_shapes) or default_shapes(processes + len(peer_names)),
+        shapes=unique(args.shape or open_shapes) or default_shapes(copies, itemsize),
         data=unique(args.data or (row.get("data") or "normal" for row in rows)) or Plan.data,
         threads=threads,
         peers=peer_names,
@@ -98,6 +108,7 @@ def plan(args, old=None):
         rounds=args.rounds,
         inplace=args.inplace,
         align=args.align,
+        dtype=dtype,
     )
 
 
@@ -105,14 +116,14 @@ def unique(values):
     return tuple(dict.fromkeys(values))
 
 
-def default_shapes(processes):
+def default_shapes(processes, itemsize):
     """Return DEFAULT_SHAPES and one whose x and out together outgrow the last-level cache.
 
     An array takes at most 256 MiB, since a virtual machine may have only a share of a server's
     reported cache, and at most a sixteenth of each process's share of the free memory.
     """
     largest = (machine.memory_bytes("MemAvailable") or 2**32) // (16 * processes)
-    rows, row_bytes = 4096, 4 * WIDE
+    rows, row_bytes = 4096, itemsize * WIDE
     while rows < 16384 and 2 * rows * row_bytes <= machine.last_level_cache():
         rows *= 2
     while rows > 2048 and rows * row_bytes > largest:

@@ -10,18 +10,20 @@ import os
 
 import numpy as np
 
+from .._arguments import DTYPES
 from .cases import EPS, OPS
 
-# name: (modules that must be there, distributions)
+FLOAT32 = ("float32",)
+# name: (modules that must be there, distributions, dtypes)
 PEERS = {
-    "torch": (("torch",), ("torch",)),
-    "torch-compile": (("torch",), ("torch",)),
-    "onnxruntime": (("onnxruntime", "onnx"), ("onnxruntime",)),
-    "jax": (("jax",), ("jax",)),
-    "numba": (("numba",), ("numba",)),
-    "openvino": (("openvino",), ("openvino",)),
-    "mlx": (("mlx.core",), ("mlx",)),
-    "ggml": (("ggml",), ("ggml_python",)),
+    "torch": (("torch",), ("torch",), DTYPES),
+    "torch-compile": (("torch",), ("torch",), DTYPES),
+    "onnxruntime": (("onnxruntime", "onnx"), ("onnxruntime",), FLOAT32),
+    "jax": (("jax",), ("jax",), DTYPES),
+    "numba": (("numba",), ("numba",), ("float32", "float64")),
+    "openvino": (("openvino",), ("openvino",), FLOAT32),
+    "mlx": (("mlx.core",), ("mlx",), FLOAT32),
+    "ggml": (("ggml",), ("ggml_python",), FLOAT32),
 }
 # Of the peers only numba, whose loop is written here, can overwrite its input.
 IN_PLACE = ("numba",)
@@ -47,12 +49,21 @@ def build(name, case, threads):
     return globals()["peer_" + name.replace("-", "_")](case, threads)
 
 
+def tensor(array):
+    """Return a tensor over the array's memory."""
+    import torch
+
+    if array.dtype.name == "bfloat16":  # which is no dtype of NumPy's own
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
 def peer_torch(case, threads):
     import torch
 
     torch.set_num_threads(threads)
     torch.set_grad_enabled(case.op == "backward")
-    view, norm, shape = torch.from_numpy, torch.nn.functional.rms_norm, (case.n,)
+    view, norm, shape = tensor, torch.nn.functional.rms_norm, (case.n,)
     x, weight = view(case.x), view(case.weight)
     if case.op in ("forward", "fresh"):
         return lambda: norm(x, shape, weight, EPS)
@@ -73,7 +84,7 @@ def peer_torch_compile(case, threads):
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     torch._dynamo.reset()
-    view, norm, shape = torch.from_numpy, torch.nn.functional.rms_norm, (case.n,)
+    view, norm, shape = tensor, torch.nn.functional.rms_norm, (case.n,)
     x, weight = view(case.x), view(case.weight)
     if case.op in ("forward", "fresh"):
         compiled = torch.compile(lambda x, w: norm(x, shape, w, EPS), dynamic=False)
@@ -144,6 +155,8 @@ def peer_jax(case, threads):
     import jax
     import jax.numpy as jnp
 
+    jax.config.update("jax_enable_x64", case.dtype == np.float64)
+
     def norm(x, weight):
         return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + EPS) * weight
 
@@ -169,7 +182,7 @@ def peer_numba(case, threads):
     from . import numba_kernels
 
     numba.set_num_threads(threads)
-    eps, parallel = np.float32(EPS), threads > 1
+    eps, parallel = case.dtype.type(EPS), threads > 1
     x, weight = case.x, case.weight
     if case.op == "fresh":
         return numba_fresh(numba_kernels.norm(parallel), x, weight, eps)
@@ -178,7 +191,7 @@ def peer_numba(case, threads):
         return lambda: norm(x, weight, out, eps)
     if case.op == "backward":
         backward, dy, dx, dweight = numba_kernels.backward(parallel), case.dy, case.dx, case.dweight
-        parts = np.empty((min(threads, case.rows), case.n), np.float32)
+        parts = np.empty((min(threads, case.rows), case.n), case.dtype)
         return lambda: backward(dy, x, weight, dx, dweight, parts, eps)
     residual = case.residual
     if case.op == "add":

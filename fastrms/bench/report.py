@@ -79,6 +79,7 @@ def header(record):
         + (f", {caches}" if caches else ""),
         f"arrays start {align} bytes past a cache line; "
         f"{counted(record['protocol']['rounds'], 'round')}, interleaved"
+        + f"; {record['protocol'].get('dtype') or 'float32'}"
         + ("; in place" if record["protocol"]["inplace"] else ""),
     ]
     if record["peers"]:

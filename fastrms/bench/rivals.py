@@ -17,7 +17,7 @@ import fastrms
 
 from .. import _core
 from . import calls, peers, timing
-from .cases import TOLERANCE, Case
+from .cases import Case, tolerance
 
 HERE = {"floor": calls.floor, "numpy": calls.numpy, "fastrms": calls.ours}
 
@@ -39,7 +39,7 @@ class Here:
             return None
         # The floor computes something else, so its answer is not checked.
         error = 0.0 if self.name == "floor" else case.error(self.call)
-        if not error <= TOLERANCE:
+        if not error <= tolerance(case.dtype.name):
             raise UnfitError(f"wrong answer (error {error:.1e} of the largest value)")
         self.calls = timing.calls_per_block(self.call, seconds)
         return error
@@ -73,6 +73,7 @@ class Apart:
 
     def prepare(self, case, seconds):
         request = [case.op, case.rows, case.n, case.inplace, case.align, case.data]
+        request.append(case.dtype.name)
         answer = self.ask({"case": request, "seconds": seconds})
         if "unfit" in answer:
             raise UnfitError(answer["unfit"])
@@ -103,12 +104,14 @@ class Apart:
         self.errors.close()
 
 
-def versions(names):
+def versions(names, dtype="float32"):
     """Return the versions of the peers that are installed, and why the others are left out."""
     found, left_out = {}, {}
     for name in names:
-        modules, distributions = peers.PEERS[name]
-        if all(is_installed(module) for module in modules):
+        modules, distributions, dtypes = peers.PEERS[name]
+        if dtype not in dtypes:
+            left_out[name] = f"no {dtype}"
+        elif all(is_installed(module) for module in modules):
             found[name] = importlib.metadata.version(distributions[0])
         else:
             left_out[name] = "not installed"

@@ -60,6 +60,7 @@ SCHEMA = {
         "eps": float,
         "align": int,  # bytes past a cache line at which every array starts
         "tolerance": float,
+        "dtype": Optional(str),  # of every array; absent means float32
     },
     "byte_models": {str: str},
     "rows": [ROW],
