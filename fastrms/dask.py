@@ -15,6 +15,7 @@ import numpy as np
 import fastrms
 
 from . import _core
+from ._arguments import DTYPES
 
 try:
     import dask.array as da
@@ -36,12 +37,7 @@ def rms_norm(
 ) -> da.Array:
     """Return `fastrms.rms_norm` of x, block by block; weight is an ndarray or a dask array."""
     fastrms.rms_norm(no_rows(x, "x"), alike(weight), eps, weight_offset=weight_offset)
-    options = {"eps": eps, "weight_offset": weight_offset}
-    weight = cut(weight, x)
-    if x.numblocks[-1] == 1:
-        return blocks(fastrms.rms_norm, [x], weight, **options)
-    sums = row_sums(blocks(squares, [x], kept=1))
-    return blocks(scale, [x], weight, sums, size=x.shape[-1], **options)
+    return norm_of(x, weight, x.dtype, eps=eps, weight_offset=weight_offset)
 
 
 def add_rms_norm(
@@ -51,13 +47,17 @@ def add_rms_norm(
     eps: float = 1e-5,
     *,
     weight_offset: float = 0.0,
+    scale: float = 1.0,
 ) -> tuple[da.Array, da.Array]:
-    """Return ``rms_norm(residual + x)`` and ``residual + x``, both new; residual is not changed."""
+    """Return the norm of ``residual + scale * x`` and that sum, both new; residual is kept.
+
+    The norm has the dtype of x, the sum that of residual.
+    """
     empty = no_rows(x, "x"), no_rows(residual, "residual"), alike(weight)
     check_same_shape(x, "x", residual, "residual")
-    fastrms.add_rms_norm(*empty, eps, weight_offset=weight_offset)
-    total = blocks(add, [x, residual.rechunk(x.chunks)])
-    return rms_norm(total, weight, eps, weight_offset=weight_offset), total
+    fastrms.add_rms_norm(*empty, eps, weight_offset=weight_offset, scale=scale)
+    total = blocks(add, [x, residual.rechunk(x.chunks)], dtype=residual.dtype, scale=scale)
+    return norm_of(total, weight, x.dtype, eps=eps, weight_offset=weight_offset), total
 
 
 def rms_norm_backward(
@@ -68,37 +68,55 @@ def rms_norm_backward(
     *,
     weight_offset: float = 0.0,
 ) -> tuple[da.Array, da.Array | None]:
-    """Return dx and dweight: one task a block computes both, then float64 sums add up dweight."""
+    """Return dx and dweight: one task a block computes both, then float64 sums add up dweight.
+
+    A block's part of dweight is float32, or float64 if dy, x or weight is, whatever its dtype.
+    """
     empty = no_rows(dy, "dy"), no_rows(x, "x"), alike(weight)
     check_same_shape(x, "x", dy, "dy")
     fastrms.rms_norm_backward(*empty, eps, weight_offset=weight_offset)
     options = {"eps": eps, "weight_offset": weight_offset}
-    arrays, weight = [dy.rechunk(x.chunks), x], cut(weight, x)
+    arrays, weight, whole = [dy.rechunk(x.chunks), x], cut(weight, x), weight
+    wide = [array.dtype for array in (*arrays, weight) if array is not None]
+    options["part"] = np.float64 if np.dtype(np.float64) in wide else np.float32
     if x.numblocks[-1] == 1:
-        pairs = blocks(fastrms.rms_norm_backward, arrays, weight, **options)
+        pairs = blocks(backward, arrays, weight, token="rms_norm_backward", **options)
     else:
         sums = row_sums(blocks(products, arrays, weight, kept=2, weight_offset=weight_offset))
         pairs = blocks(scale_backward, arrays, weight, sums, size=x.shape[-1], **options)
-    dx = pairs.map_blocks(itemgetter(0), dtype=np.float32, meta=pairs._meta)
+    dx = pairs.map_blocks(itemgetter(0), dtype=x.dtype, meta=pairs._meta)
     if weight is None:
         return dx, None
     ones = tuple((1,) * len(chunks) for chunks in pairs.chunks[:-1])
+    meta = pairs._meta.astype(options["part"])
     parts = pairs.map_blocks(
-        dweight_of, dtype=np.float32, meta=pairs._meta, chunks=(*ones, pairs.chunks[-1])
+        dweight_of, dtype=meta.dtype, meta=meta, chunks=(*ones, pairs.chunks[-1])
     )
     rows = tuple(range(x.ndim - 1))
-    return dx, parts.sum(axis=rows, dtype=np.float64).astype(np.float32)
+    dweight = parts.sum(axis=rows, dtype=np.float64).astype(weight.dtype)
+    return dx, dweight if np.ndim(whole) == 1 else dweight.reshape(np.shape(whole))
 
 
 # ---- graphs -----------------------------------------------------------------------------------
 
 
-def blocks(function, arrays, weight=None, sums=None, kept=None, **options):
+def norm_of(x, weight, dtype, **options):
+    """Return the norm of x in this dtype."""
+    weight, options = cut(weight, x), {**options, "dtype": dtype, "result": dtype}
+    if x.numblocks[-1] == 1:
+        return blocks(norm, [x], weight, token="rms_norm", **options)
+    sums = row_sums(blocks(squares, [x], kept=1))
+    return blocks(scale_rows, [x], weight, sums, token="scale", size=x.shape[-1], **options)
+
+
+def blocks(function, arrays, weight=None, sums=None, *, kept=None, dtype=None, token=None, **more):
     """Map ``function(*arrays, sums, weight)`` over blocks; sums is left out if it is None.
 
-    The results are float32 in the chunks of the arrays or, with `kept`, that many float64 a row.
+    The results are of this dtype, or the last array's, in the chunks of the arrays or, with `kept`,
+    that many float64 a row.
     """
-    axes, dtype = tuple(range(arrays[0].ndim)), np.float64 if kept else np.float32
+    axes = tuple(range(arrays[0].ndim))
+    dtype = np.float64 if kept else dtype or arrays[-1].dtype
     arguments = [(array, axes) for array in arrays]
     if sums is not None:
         arguments.append((sums, (*axes[:-1], len(axes))))
@@ -107,13 +125,13 @@ def blocks(function, arrays, weight=None, sums=None, kept=None, **options):
         partial(on_one_thread, function),
         axes,
         *chain(*arguments),
-        token=function.__name__,
+        token=token or function.__name__,
         adjust_chunks={axes[-1]: kept} if kept else None,
         concatenate=True,  # sums have one chunk: pass it, not a list of one
         align_arrays=False,
         dtype=dtype,
         meta=np.empty((0,) * len(axes), dtype),
-        **options,
+        **more,
     )
 
 
@@ -133,10 +151,14 @@ def row_sums(parts):
 
 
 def cut(weight, x):
-    """Return the weight as a dask array in the chunks of x's last axis."""
+    """Return the weight as a dask array of one axis, in the chunks of x's last."""
+    if weight is None:
+        return None
     if isinstance(weight, da.Array):
+        weight = weight if weight.ndim == 1 else weight.reshape(weight.shape[-1:])
         return weight.rechunk(x.chunks[-1:])
-    return None if weight is None else da.from_array(np.asarray(weight), chunks=x.chunks[-1:])
+    weight = np.asarray(weight)
+    return da.from_array(weight.reshape(weight.shape[-1:]), chunks=x.chunks[-1:])
 
 
 # ---- tasks ------------------------------------------------------------------------------------
@@ -151,10 +173,23 @@ def on_one_thread(function, *arrays, **options):
         _core.limit_threads(previous)
 
 
-def add(x, residual, _):
+def norm(x, weight, result, **options):
+    return fastrms.rms_norm(x, weight, out=np.empty(x.shape, result), **options)
+
+
+def backward(dy, x, weight, part, **options):
+    return fastrms.rms_norm_backward(dy, x, weight, dweight=new_part(weight, part), **options)
+
+
+def new_part(weight, part):
+    """Return an array for a block's dweight, which is None without a weight."""
+    return None if weight is None else np.empty(weight.shape, part)
+
+
+def add(x, residual, _, scale):
     if x.shape != residual.shape:  # unknown chunks may differ, and NumPy would broadcast one row
         raise ValueError(f"residual must have the shape of x, {x.shape}, got {residual.shape}")
-    return residual + x
+    return fastrms.residual_add(x, residual.copy(), scale)
 
 
 def squares(x, _):
@@ -165,13 +200,14 @@ def products(dy, x, weight, **options):
     return np.stack([fastrms.sum_squares(x), fastrms.sum_products(dy, x, weight, **options)], -1)
 
 
-def scale(x, sums, weight, size, **options):
-    return fastrms.rms_scale(x, sums[..., 0], size, weight, **options)
+def scale_rows(x, sums, weight, size, result, **options):
+    out = np.empty(x.shape, result)
+    return fastrms.rms_scale(x, sums[..., 0], size, weight, out=out, **options)
 
 
-def scale_backward(dy, x, sums, weight, size, **options):
-    both = sums[..., 0], sums[..., 1]
-    return fastrms.rms_scale_backward(dy, x, *both, size, weight, **options)
+def scale_backward(dy, x, sums, weight, size, part, **options):
+    both, dweight = (sums[..., 0], sums[..., 1]), new_part(weight, part)
+    return fastrms.rms_scale_backward(dy, x, *both, size, weight, dweight=dweight, **options)
 
 
 def dweight_of(pair):
@@ -189,10 +225,12 @@ def no_rows(array, name):
         raise TypeError(f"{name} must be a dask array, got {type(array).__name__}")
     if array.ndim == 0:
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
-    if array.dtype.kind in "fiu" and array.dtype != np.float32:
+    dtype, saved = array.dtype, array.dtype.str == "|V2"  # by np.save, of bfloat16
+    if (dtype.kind in "fiu" or saved) and not (dtype.name in DTYPES and dtype.isnative):
         # The NumPy functions' message for an input: to them residual is an output, but not here.
-        got, way = f"{array.dtype.str!r} ({array.dtype})", f"{name}.astype(np.float32)"
-        raise TypeError(f"{name} must be native float32, got {got}; convert it first: {way}")
+        wanted, got = "native float16, bfloat16, float32 or float64", f"{dtype.str!r} ({dtype})"
+        way = f"{name}.view(ml_dtypes.bfloat16)" if saved else f"{name}.astype(np.float32)"
+        raise TypeError(f"{name} must be {wanted}, got {got}; convert it first: {way}")
     return empty_like(array, (0, array.shape[-1]), name)
 
 

@@ -20,6 +20,7 @@ from fastrms import reference  # noqa: E402
 from fastrms.check import (  # noqa: E402
     DWEIGHT,
     DX,
+    FORMATS,
     SCALES,
     dweight_error,
     dx_error,
@@ -27,6 +28,7 @@ from fastrms.check import (  # noqa: E402
     ulps,
 )
 
+from .dtypes import DTYPES, dtype_of  # noqa: E402
 from .signatures import N  # noqa: E402
 
 DOCS = Path(__file__).parent.parent / "docs" / "dask.md"
@@ -110,6 +112,44 @@ def test_split_last_axis_is_within_the_bounds(draw, shape, chunks, scale, kind):
     else:
         assert (dweight.shape, dweight.dtype) == ((shape[-1],), np.float32)
         assert dweight_error(dweight.compute(), exact_dweight, dy, x, eps) <= DWEIGHT
+
+
+PAIRS = [(one, other) for one in DTYPES for other in DTYPES]
+
+
+@pytest.mark.parametrize(("dtype", "other"), PAIRS, ids=map("-".join, PAIRS))
+def test_dtypes_are_those_of_the_numpy_functions(given, dtype, other):
+    """x and dy are of one dtype, residual and weight of the other."""
+    x, residual, dy, weight = given
+    dtype, other = dtype_of(dtype), dtype_of(other)
+    x, dy = x.astype(dtype), dy.astype(dtype)
+    residual, weight = residual.astype(other), weight.astype(other).reshape(1, N)
+    lazy = [da.from_array(array, chunks=(2, 3, N)) for array in (x, residual, dy)]
+    y, total = adapter.add_rms_norm(lazy[0], lazy[1], weight, scale=0.3, **OPTIONS)
+    dx, dweight = adapter.rms_norm_backward(lazy[2], lazy[0], weight, **OPTIONS)
+    exact_bits(adapter.rms_norm(lazy[0], weight), fastrms.rms_norm(x, weight))
+    exact_bits(y, fastrms.add_rms_norm(x, residual, weight, scale=0.3, **OPTIONS))
+    exact_bits(total, residual)
+    wanted_dx, wanted = fastrms.rms_norm_backward(dy, x, weight, **OPTIONS)
+    exact_bits(dx, wanted_dx)
+    assert (dweight.shape, dweight.dtype) == (wanted.shape, wanted.dtype)
+    computed = dweight.compute().astype(np.float64)
+    unit = 2.0 ** (1 - FORMATS[other.name].bits)
+    np.testing.assert_allclose(computed, wanted.astype(np.float64), rtol=unit, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_split_last_axis_keeps_dtypes(given, dtype):
+    x, residual, dy, weight = given
+    dtype = dtype_of(dtype)
+    lazy = [da.from_array(array.astype(dtype), chunks=(2, 3, 5)) for array in (x, dy)]
+    y, total = adapter.add_rms_norm(lazy[0], da.from_array(residual), weight, scale=0.3)
+    dx, dweight = adapter.rms_norm_backward(lazy[1], lazy[0], da.from_array(weight[np.newaxis]))
+    for array in (y, dx):
+        assert array.dtype == array.compute().dtype == dtype
+    for array, shape in ((total, x.shape), (dweight, (1, N))):
+        assert array.compute().shape == array.shape == shape
+        assert array.dtype == array.compute().dtype == np.float32
 
 
 def test_split_last_axis_takes_offset_eps_and_residual(given):
@@ -229,11 +269,13 @@ def test_no_block_of_a_split_row_meets_another(given):
         assert sum(needed_key[0] == x.name for needed_key in needed) <= 1, key
 
 
+NATIVE = "must be native float16, bfloat16, float32 or float64"
 REFUSED = [
     (TypeError, "x must be a dask array, got ndarray", lambda x, w: (x.compute(), w)),
-    (TypeError, "x must be native float32, got '<f8'", lambda x, w: (x.astype(float), w)),
-    (TypeError, "weight must be native float32", lambda x, w: (x, w.astype(float))),
-    (TypeError, "weight must be native float32", lambda x, w: (x, da.from_array(w.astype(int)))),
+    (TypeError, f"x {NATIVE}, got '<i8'", lambda x, w: (x.astype(int), w)),
+    (TypeError, f"x {NATIVE}, got '>f4'", lambda x, w: (x.astype(">f4"), w)),
+    (TypeError, f"weight {NATIVE}", lambda x, w: (x, w.astype(int))),
+    (TypeError, f"weight {NATIVE}", lambda x, w: (x, da.from_array(w.astype(int)))),
     (ValueError, rf"weight must have shape \({N},\)", lambda x, w: (x, w[1:])),
     (ValueError, rf"weight must have shape \({N},\)", lambda x, w: (x, da.from_array(w[1:]))),
     (ValueError, "eps must be zero or more", lambda x, w: (x, w, -1.0)),
@@ -253,13 +295,15 @@ def test_refused_when_the_graph_is_made(given, error, message, change):
         adapter.rms_norm(*change(x, given[3]))
 
 
+@pytest.mark.parametrize("dtype", ["int64", "V2"])
 @pytest.mark.parametrize("name", ["x", "residual"])
-def test_a_float64_array_is_to_be_converted(given, name):
-    """The hint is astype for residual too: it is only read here, so a copy loses nothing."""
+def test_an_array_of_another_dtype_is_to_be_converted(given, name, dtype):
+    """The hint is a copy for residual too: it is only read here, so that loses nothing."""
     arrays = {"x": da.from_array(given[0]), "residual": da.from_array(given[0])}
-    arrays[name] = arrays[name].astype(float)
+    other = np.empty(given[0].shape, dtype)
+    arrays[name] = da.from_array(other)
     with pytest.raises(TypeError) as numpys:
-        fastrms.rms_norm(given[0].astype(float))
+        fastrms.rms_norm(other)
     with pytest.raises(TypeError) as refused:
         adapter.add_rms_norm(**arrays)
     assert re.sub(rf"\b{name}\b", "x", str(refused.value)) == str(numpys.value)
