@@ -133,8 +133,17 @@ def _check_clear(array, output):
 @register_jitable
 def _check_vector(vector, n):
     if vector is not None:  # noqa: SIM102, numba prunes the branch of a None
-        if vector.size != n:
-            raise ValueError("weight and dweight must have the shape of x's last axis")
+        if vector.size != n or vector.shape[-1] != n:
+            raise ValueError("weight and dweight must have shape (n,) or (1, ..., 1, n)")
+
+
+@register_jitable
+def _check_before_add(eps, weight, y):
+    """Find the errors of the norm before the sum is written: it is another call."""
+    if not eps >= 0:
+        raise ValueError("eps must be zero or more")
+    if _address(weight) % 4 != 0 or _address(y) % 4 != 0:
+        raise ValueError("arrays must be aligned")
 
 
 @register_jitable
@@ -163,7 +172,7 @@ def _check_code(code):
 @overload(rms_norm)
 def _overload_rms_norm(x, weight=None, eps=1e-5, weight_offset=0.0, out=None, accumulate=False):
     _check_array("x", x)
-    _check_optional("weight", weight, axes=1)
+    _check_optional("weight", weight)
     _check_optional("out", out, output=True, axes=x.ndim)
     _check_numbers(eps=eps, weight_offset=weight_offset)
     _check_bool("accumulate", accumulate)
@@ -186,14 +195,16 @@ def _overload_rms_norm(x, weight=None, eps=1e-5, weight_offset=0.0, out=None, ac
 
 
 @overload(add_rms_norm)
-def _overload_add_rms_norm(x, residual, weight=None, eps=1e-5, weight_offset=0.0, out=None):
+def _overload_add_rms_norm(
+    x, residual, weight=None, eps=1e-5, weight_offset=0.0, scale=1.0, out=None
+):
     _check_array("x", x)
     _check_array("residual", residual, output=True, axes=x.ndim)
-    _check_optional("weight", weight, axes=1)
+    _check_optional("weight", weight)
     _check_optional("out", out, output=True, axes=x.ndim)
-    _check_numbers(eps=eps, weight_offset=weight_offset)
+    _check_numbers(eps=eps, weight_offset=weight_offset, scale=scale)
 
-    def run(x, residual, weight=None, eps=1e-5, weight_offset=0.0, out=None):
+    def run(x, residual, weight=None, eps=1e-5, weight_offset=0.0, scale=1.0, out=None):
         (rows, n), y = _sizes(x), _output(out, x)
         _check_shape(residual, x)
         _check_vector(weight, n)
@@ -202,9 +213,19 @@ def _overload_add_rms_norm(x, residual, weight=None, eps=1e-5, weight_offset=0.0
         _check_clear(residual, y)
         _check_clear(weight, y)
         _check_clear(weight, residual)
-        code = _add_rms_norm(
-            _address(x), n, _address(residual), n, _address(weight), _address(y), n, rows, n,
-            eps, weight_offset, HERE,
+        if scale == 1:
+            code = _add_rms_norm(
+                _address(x), n, _address(residual), n, _address(weight), _address(y), n, rows, n,
+                eps, weight_offset, HERE,
+            )  # fmt: skip
+            _check_code(code)
+            return y
+        _check_before_add(eps, weight, y)
+        code = _residual_add(_address(x), n, _address(residual), n, rows, n, scale, HERE)
+        _check_code(code)
+        code = _rms_norm(
+            _address(residual), n, _address(weight), _address(y), n, rows, n, eps, weight_offset,
+            0, HERE,
         )  # fmt: skip
         _check_code(code)
         return y
@@ -218,13 +239,16 @@ def _overload_rms_norm_backward(
 ):
     _check_array("x", x)
     _check_array("dy", dy, axes=x.ndim)
-    _check_optional("weight", weight, axes=1)
+    _check_optional("weight", weight)
     _check_optional("dx", dx, output=True, axes=x.ndim)
-    _check_optional("dweight", dweight, output=True, axes=1)
+    _check_optional("dweight", dweight, output=True)
     _check_numbers(eps=eps, weight_offset=weight_offset)
     _check_bool("accumulate", accumulate)
-    if _given(weight) in (None, types.none) and _given(dweight) not in (None, types.none):
+    weighted, kept = (_given(kind) not in (None, types.none) for kind in (weight, dweight))
+    if kept and not weighted:
         raise TypingError("dweight needs weight: without one it has no gradient")
+    # Chosen here: numba would have to unify the types of all three.
+    room = _no_room if not weighted else _scratch_beside if kept else _dweight_and_scratch
 
     def run(
         dy, x, weight=None, eps=1e-5, weight_offset=0.0, dx=None, dweight=None, accumulate=False
@@ -238,7 +262,7 @@ def _overload_rms_norm_backward(
         _check_apart(x, gradient)
         _check_apart(dy, gradient)
         _check_clear(weight, gradient)
-        total, scratch = _room(weight, dweight, rows, n)
+        total, scratch = room(weight, dweight, rows, n)
         _check_clear(gradient, total)
         _check_clear(x, total)
         _check_clear(dy, total)
@@ -255,14 +279,23 @@ def _overload_rms_norm_backward(
 
 
 @register_jitable
-def _room(weight, dweight, rows, n):
-    """Return dweight and the scratch for it, or None and None without a weight."""
-    if weight is None:
-        return None, None
-    scratch = np.empty(_scratch_bytes(rows, n, HERE) // 8, np.float64)
-    if dweight is None:
-        return np.empty(n, np.float32), scratch
-    return dweight, scratch
+def _no_room(weight, dweight, rows, n):
+    return None, None
+
+
+@register_jitable
+def _scratch_beside(weight, dweight, rows, n):
+    return dweight, _scratch(rows, n)
+
+
+@register_jitable
+def _dweight_and_scratch(weight, dweight, rows, n):
+    return np.empty(weight.shape, np.float32), _scratch(rows, n)
+
+
+@register_jitable
+def _scratch(rows, n):
+    return np.empty(_scratch_bytes(rows, n, HERE) // 8, np.float64)
 
 
 @register_jitable

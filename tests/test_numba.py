@@ -115,6 +115,31 @@ def test_defaults(draw):
         same(found, wanted)
 
 
+def test_add_rms_norm_takes_a_scale(draw):
+    @numba.njit
+    def scaled(x, residual, weight, eps, out):
+        return fastrms.add_rms_norm(x, residual, weight, eps, scale=-0.3, out=out)
+
+    x, residual, weight = draw(5, 12), draw(5, 12), draw(12)
+    stream = fastrms.residual_add(x, residual.copy(), -0.3)
+    with pytest.raises(ValueError, match="eps must be zero or more"):
+        scaled(x, before := residual.copy(), weight, -1.0, None)
+    same(before, residual)
+    same(scaled(x, residual.copy(), weight, 1e-5, None), fastrms.rms_norm(stream, weight))
+    same(scaled(x, residual, weight, 1e-5, x), fastrms.rms_norm(stream, weight))
+    same(residual, stream)
+
+
+def test_a_weight_with_axes_of_length_one(draw):
+    dy, x, weight, dweight = draw(5, 12), draw(5, 12), draw(1, 1, 12), draw(12)
+    same(norm(x, weight, None, False), fastrms.rms_norm(x, weight[0, 0], **OPTIONS))
+    wanted = fastrms.rms_norm_backward(dy, x, weight[0, 0], **OPTIONS)[1]
+    same(backward(dy, x, weight, None, None, False)[1], wanted.reshape(1, 1, 12))
+    same(backward(dy, x, weight, None, dweight, False)[1], wanted)
+    with pytest.raises(ValueError, match="weight and dweight must have shape"):
+        norm(x, draw(2, 6), None, False)
+
+
 def test_each_call_of_a_prange_stays_on_its_thread(restore, draw):
     @numba.njit(parallel=True)
     def by_row(x, weight, out):
@@ -156,7 +181,6 @@ TYPED = {
     "x must be a float32 array, got int64": lambda: norm(1, None, None, False),
     "x must be a float32 array, got none": lambda: norm(None, None, None, False),
     "x must be C-contiguous": lambda: norm(X.T, None, None, False),
-    "weight must have one axis, got array": lambda: norm(X, X, None, False),
     "out must have 2 axes, got array": lambda: norm(X, None, X[0], False),
     "out must be writeable, got": lambda: norm(X, None, READ_ONLY, False),
     "accumulate must be True or False, got int64": lambda: norm(X, None, X, 1),
