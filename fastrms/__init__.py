@@ -1,7 +1,8 @@
 """RMSNorm and the residual add for NumPy on the CPU, forward and backward.
 
-``rms_norm(x) = x / sqrt(mean(x**2) + eps) * weight`` over the last axis of float32 arrays (Zhang &
-Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467).
+``rms_norm(x) = x / sqrt(mean(x**2) + eps) * weight`` over the last axis of arrays of float16,
+bfloat16, float32 or float64 (Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019,
+arXiv:1910.07467).
 `fastrms.reference` defines every function in plain NumPy and float64.
 """
 
