@@ -20,7 +20,7 @@ import pytest
 from fastrms.__main__ import main
 from fastrms.bench import calls, cases, options, schema
 
-from .dtypes import DTYPES, dtype_of
+from .dtypes import KINDS, dtype_of
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -218,7 +218,7 @@ def test_the_check_catches_a_wrong_answer(op):
 
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("op", cases.OPS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", KINDS)
 def test_every_dtype_has_a_floor_and_a_formula(dtype, op, inplace):
     if inplace and op == "fresh":
         pytest.skip("nothing is fresh in place")

@@ -9,7 +9,7 @@ import fastrms
 from fastrms import _core, check, reference
 from fastrms.__main__ import main
 
-from .dtypes import DTYPES, dtype_of
+from .dtypes import KINDS, dtype_of
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def report(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", KINDS)
 def test_every_bound_holds(report, dtype):
     before = _core.current(), fastrms.get_num_threads()
     code, text = report(dtype_of(dtype).name)
@@ -61,7 +61,7 @@ def test_bfloat16_needs_ml_dtypes(monkeypatch, capsys, command):
     assert (out, error) == ("", f"fastrms {command}: {wanted}\n")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", KINDS)
 def test_an_ulp_and_the_largest_number_of_each_dtype(dtype):
     one = np.ones(1, dtype_of(dtype))
     bits, smallest, _ = check.FORMATS[dtype]

@@ -28,7 +28,7 @@ from fastrms.check import (  # noqa: E402
     ulps,
 )
 
-from .dtypes import DTYPES, dtype_of  # noqa: E402
+from .dtypes import KINDS, dtype_of  # noqa: E402
 from .signatures import N  # noqa: E402
 
 DOCS = Path(__file__).parent.parent / "docs" / "dask.md"
@@ -114,7 +114,7 @@ def test_split_last_axis_is_within_the_bounds(draw, shape, chunks, scale, kind):
         assert dweight_error(dweight.compute(), exact_dweight, dy, x, eps) <= DWEIGHT
 
 
-PAIRS = [(one, other) for one in DTYPES for other in DTYPES]
+PAIRS = [(one, other) for one in KINDS for other in KINDS]
 
 
 @pytest.mark.parametrize(("dtype", "other"), PAIRS, ids=map("-".join, PAIRS))
@@ -138,7 +138,7 @@ def test_dtypes_are_those_of_the_numpy_functions(given, dtype, other):
     np.testing.assert_allclose(computed, wanted.astype(np.float64), rtol=unit, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", KINDS)
 def test_a_split_last_axis_keeps_dtypes(given, dtype):
     x, residual, dy, weight = given
     dtype = dtype_of(dtype)

@@ -28,8 +28,8 @@ from .signatures import ACCUMULATE
 
 def _stored(x, out, weight=None):
     """Write x * weight to out, by rms_scale with rms = 1."""
-    n = x.shape[-1]
-    return fastrms.rms_scale(x, np.full(x.shape[:-1], float(n)), n, weight, 0.0, out=out)
+    size = 1 << x.shape[-1].bit_length()  # 1 / size is exact
+    return fastrms.rms_scale(x, np.full(x.shape[:-1], float(size)), size, weight, 0.0, out=out)
 
 
 def _named(found, wanted):
@@ -114,14 +114,13 @@ def test_residual_of_the_same_dtype_is_np_add(isa, threads, rng, kind):
 @pytest.mark.parametrize("add", [fastrms.residual_add, fastrms.add_rms_norm])
 @pytest.mark.parametrize("wide", ["float32", "float64"])
 @pytest.mark.parametrize("kind", HALVES)
-def test_residual_of_two_dtypes_is_rounded_once(isa, kind, wide, add):
-    """1 + half an ulp + a bit that `wide` does not hold beside the 1: not a tie."""
-    ulp = {"float16": 2.0**-10, "bfloat16": 2.0**-7}[kind]
-    tie = np.array(ulp / 2, wide)
-    x = np.array([tie, np.nextafter(tie, tie * 0), np.nextafter(tie, tie + 1)])
-    stored = np.ones(3, dtype_of(kind))
+def test_residual_of_two_dtypes_is_the_sum_in_the_larger(isa, rng, kind, wide, add):
+    """Rounded to the call's arithmetic, then to the residual's dtype."""
+    x, held = rng.standard_normal((2, 3, 1000)).astype(wide)
+    stored = rounded(held, dtype_of(kind))
+    wanted = rounded(stored.astype(wide) + x, dtype_of(kind))
     add(x, stored)
-    assert stored.astype(float).tolist() == [1, 1, 1 + ulp]
+    assert stored.tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("kind", HALVES)

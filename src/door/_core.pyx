@@ -231,7 +231,6 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, scale
     x_rows = rows_of(x_in)
     total_rows, y_rows = rows_of(total, output=True), rows_of(y, output=True)
     set_pointers(&job, axes, x_rows, None, y_rows, total_rows, None)
-    job.scale = 1.0
     tune(&job, 3, job.y, job.y_stride, False, job.y == job.x)
     if other:
         table = set_kinds(&job, axes, x_rows, None, y_rows, total_rows, None)
