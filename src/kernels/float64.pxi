@@ -8,8 +8,8 @@ from libc.math cimport INFINITY, fabs, frexp, ldexp, sqrt
 
 from kernels.job cimport ACCUMULATE, STORE, STREAM, GradientSums, Job, Store
 from kernels.simd cimport (
-    SIXTEEN, VEC, WIDE, WIDES, keep_part, load_part, load_wide, splat_wide, store_part, store_wide,
-    stream, stream_fence, vec, wide,
+    LANES, SIXTEEN, VEC, WIDE, WIDES, keep_part, load_part, load_wide, splat_wide, store_part,
+    store_wide, stream, stream_fence, vec, wide,
 )
 from machine.caches cimport floats_to_line
 
@@ -149,12 +149,17 @@ cdef inline void write_row_64(const Row64* source, const double* sums, double sq
     cdef Row64 row = source[0]      # a copy: no store through a pointer may alias it
     cdef Py_ssize_t i = 0, head = 0, count, n = job.n   # head: the elements before a cache line
     cdef Store mode = job.store
+    cdef int k
     row.inv_rms = 1 / sqrt(square)
     row.mean = sums[1] * row.inv_rms * job.inv_n if flags & BACKWARD else 0
-    if n >= 128 or mode == STREAM:
+    if n >= 256 or mode == STREAM:
         head = min(n, <Py_ssize_t>floats_to_line(<const float*>row.out) // 2)
     while i < n:
         if i == head:
+            while i + LANES <= n:
+                for k in range(WIDES):
+                    write_64(&row, i + WIDE * k, WIDE, flags, mode)
+                i += LANES
             while i + WIDE <= n:
                 write_64(&row, i, WIDE, flags, mode)
                 i += WIDE
@@ -211,13 +216,11 @@ cdef inline Row64 row_64(const Job* job, Py_ssize_t number, int flags) noexcept 
     cdef Row64 row
     row.x, row.x_scale = <const double*>job.x + number * job.x_stride, job.scale
     row.weight, row.offset = <const double*>job.weight, job.weight_offset
-    row.dy, row.residual, row.dweight = NULL, NULL, NULL    # and zeros, or GCC warns of copies
+    row.dy, row.residual, row.out, row.dweight = NULL, NULL, NULL, NULL
+    # GCC would warn of copies.
     row.inv_rms = row.mean = row.dy_scale = row.factor_scale = row.undo[0] = row.undo[1] = 0
     if flags & BACKWARD:
         row.dy = <const double*>job.dy + number * job.dy_stride
-        row.out = <double*>job.dx + number * job.dx_stride
-    else:
-        row.out = <double*>job.y + number * job.y_stride
     if flags & ADD:
         row.residual = <double*>job.residual + number * job.residual_stride
     return row
@@ -233,6 +236,10 @@ cdef inline void rows_64(const Job* job, Py_ssize_t first, Py_ssize_t last, doub
     for first in range(first, last):
         row = row_64(job, first, flags)
         row.dweight = dweight
+        if flags & BACKWARD:
+            row.out = <double*>job.dx + first * job.dx_stride
+        else:
+            row.out = <double*>job.y + first * job.y_stride
         if split:
             sums[0] = job.squares[first]
             if flags & BACKWARD:
