@@ -64,6 +64,13 @@ SHAPES = (
 )
 
 
+# Float64's kernels round at each step, so their bounds grow with the row: n / 64 + 10 roundings of
+# 2**-53 forward, n / 6 + 32 backward (docs/numerics.md). These are of the longest row above.
+LONGEST = max(n for _, n in SHAPES)
+FORWARD_64 = LONGEST / 64 + 10
+BACKWARD_64 = (LONGEST / 6 + 32) * 2.0**-53
+
+
 def format_of(array):
     return FORMATS[array.dtype.name]
 
@@ -91,14 +98,17 @@ def forward_ulp(weight, weight_offset=0.0, dtype="float32"):
 
 
 def in_ulp(bound, dtype):
-    """Return a bound of float32 in ulp of a dtype: a half is the float32 result, rounded."""
+    """Return float32's bound in ulp of a dtype, a half being the float32 result, rounded; or that of
+    float64."""
     bits = FORMATS[dtype].bits
+    if bits > 24:
+        return FORWARD_64
     return 0.5 + bound * 2.0 ** (bits - 24) if bits < 24 else bound
 
 
 def of_terms(bound, dtype):
-    """Return a bound relative to terms, of the arithmetic: a half's own rounding is beside it."""
-    return bound * 2.0 ** (24 - max(24, FORMATS[dtype].bits))
+    """Return the bound relative to terms, of the arithmetic: a half's own rounding is beside it."""
+    return BACKWARD_64 if FORMATS[dtype].bits > 24 else bound
 
 
 def dx_terms(dy, x, weight, eps, weight_offset=0.0):
@@ -166,7 +176,7 @@ def run(target=None, dtype="float32"):
     if dtype == "float64" and np.finfo(np.longdouble).maxexp == np.finfo(np.float64).maxexp:
         raise ValueError("--dtype float64 needs a wider long double, which this platform lacks")
     bounds = {
-        name: (in_ulp if unit == ULP and bound else of_terms)(bound, dtype)
+        name: bound and (in_ulp if unit == ULP else of_terms)(bound, dtype)
         for name, (_, bound, unit) in MEASURES.items()
     }
     # Import np.random before the first line is printed: NumPy imports it on first use, and loses a
