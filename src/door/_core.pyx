@@ -56,36 +56,41 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, accumulat
 
     Parameters
     ----------
-    x : float32 array, shape (..., n)
+    x : float16, bfloat16, float32 or float64 array, shape (..., n)
         Any strides. Only read, unless it is also `out`.
-    weight : float32 array, shape (n,), optional
-        Without it the factor is 1. Only read.
+    weight : array of one of these dtypes, shape (n,) or (1, ..., 1, n), optional
+        Without it the factor is 1. Only read. Beside float32 or half `x` a float64 weight is
+        rounded to float32 once.
     eps : float
         Added to the mean square, inside the root; zero or more.
     weight_offset : float
         Added to `weight`: 1 for models that store weight - 1 (Gemma).
-    out : float32 array, shape of x, optional
-        Where the result goes; may be `x` itself.
+    out : array of one of these dtypes, shape of x, optional
+        Where the result goes; may be `x` itself. It keeps its dtype.
     accumulate : bool
-        Add the result to `out`: the post-norm residual in one pass.
+        Add the result to `out`: the post-norm residual in one pass. A half is added to in float32,
+        and rounded once.
 
     Returns
     -------
-    The object passed as `out`, or a new C-contiguous ndarray.
+    The object passed as `out`, or a new C-contiguous ndarray of x's dtype.
 
     Raises
     ------
     TypeError
-        If an array is not native float32 (nothing is converted silently), is masked, or is no
-        array; or a number is not one.
+        If an array is not native float16, bfloat16, float32 or float64 (nothing else is converted),
+        is masked, or is no array; or a number is not one.
     ValueError
         If a shape does not fit or has no axis, eps is negative or NaN, `out` is read-only, or
         `accumulate` has no `out` to add to. After an error every array is unchanged.
 
     Notes
     -----
-    At most 4 ulp from the exact result (3 without an offset, 2 without weight) over the whole
-    float32 range. A row gives the same bits whatever the batch, threads, strides or CPU.
+    Computed in float32, or in float64 if `x` or `out` is float64; the result is rounded once. In
+    float32 it is at most 4 ulp from the exact result (3 without an offset, 2 without weight, one
+    more for a float64 weight) over the whole range, in float64 ``(n / 64 + 10) * 2**-53`` of it; a
+    half is the float32 result, rounded. A row gives the same bits whatever the batch, threads,
+    strides or CPU.
 
     Ctrl-C raises KeyboardInterrupt within 2**24 elements, or one row for each thread if that is
     more. The first rows of `out` are then done; none are, if its layout needed a copy.
@@ -109,32 +114,34 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
 
     Parameters
     ----------
-    dy : float32 array, shape (..., n)
+    dy : float16, bfloat16, float32 or float64 array, shape (..., n)
         The gradient of the output. Only read, unless it is also `dx`.
-    x : float32 array, shape of dy
+    x : array of one of these dtypes, shape of dy
         The input of the forward pass. Only read, unless it is also `dx`.
-    weight : float32 array, shape (n,), optional
+    weight : array of one of these dtypes, shape (n,) or (1, ..., 1, n), optional
         The weight of the forward pass. Only read, unless it is also `dweight`.
     eps, weight_offset : float
         As in the forward pass.
-    dx : float32 array, shape of x, optional
-        Where the gradient of x goes; may be `dy` or `x`.
-    dweight : float32 array, shape (n,), optional
-        Where the gradient of weight goes; may be `weight`.
+    dx : array of one of these dtypes, shape of x, optional
+        Where the gradient of x goes; may be `dy` or `x`. It keeps its dtype.
+    dweight : array of one of these dtypes, shape (n,) or that of weight, optional
+        Where the gradient of weight goes; may be `weight`. It keeps its dtype.
     accumulate : bool, "dx" or "dweight"
         True adds to `dx` and `dweight`, to each that is passed. With the gradient of the skip path
         as `dx`, this is the whole backward of a residual block. A name adds to that one alone:
-        "dweight" sums over micro-batches.
+        "dweight" sums over micro-batches. A half is rounded after each call: sum in float32.
 
     Returns
     -------
     dx, dweight
-        The objects passed, or new ndarrays; dweight is None without a weight.
+        The objects passed, or new ndarrays, with the dtype of x, and the dtype and shape of weight;
+        dweight is None without a weight.
 
     Raises
     ------
     TypeError
-        If an array is not native float32, is masked, or is no array; or a number is not one.
+        If an array is not native float16, bfloat16, float32 or float64 (nothing else is converted),
+        is masked, or is no array; or a number is not one.
     ValueError
         If a shape does not fit or has no axis, eps is negative or NaN, an output is read-only or
         shares memory with the other, `dweight` comes without `weight`, or `accumulate` is another
@@ -142,9 +149,11 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
 
     Notes
     -----
-    An element of dx is within 1e-6 of ``(|g| + |xhat| * mean(|g * xhat|)) / rms``, the magnitudes
-    of its own terms, plus 2**-149 (docs/numerics.md). dweight, beside its own rounding, is within
-    1e-6 of the sum of ``|dy * xhat|``; its order of summation depends on the number of rows alone.
+    Computed in float32, or in float64 if `dy`, `x` or `dx` is float64; each result is rounded once.
+    In float32 an element of dx is within 1e-6 of ``(|g| + |xhat| * mean(|g * xhat|)) / rms``, the
+    magnitudes of its own terms, plus 2**-149 (docs/numerics.md, also for float64). dweight, beside
+    its own rounding, is within 1e-6 of the sum of ``|dy * xhat|``; its order of summation depends
+    on the number of rows alone.
 
     Ctrl-C raises KeyboardInterrupt within 2**24 elements, or a 64th of the rows (32 at least) for
     each thread if that is more. Some rows of `dx` are then done, the others and
@@ -164,34 +173,40 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
 def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, scale=1.0, out=None):
     """Add `x` to the residual stream, and normalise the sum: one pass over memory.
 
-    ``residual += x``, then ``y = rms_norm(residual, weight, eps)``, over the last axis.
+    ``residual += scale * x``, then ``y = rms_norm(residual, weight, eps)``, over the last axis.
 
     Parameters
     ----------
-    x : float32 array, shape (..., n)
+    x : float16, bfloat16, float32 or float64 array, shape (..., n)
         A layer's output. Only read, unless it is also `out`.
-    residual : float32 array, shape of x
-        The stream: `x` is added to it in place, bit for bit as `numpy.add` does.
+    residual : array of one of these dtypes, shape of x
+        The stream: ``scale * x`` is added to it in place, with the bits of `residual_add`. It keeps
+        its dtype, and the norm reads what it holds then. float32 beside bfloat16 `x` keeps small
+        sums.
     weight, eps, weight_offset
         As in `rms_norm`.
-    out : float32 array, shape of x, optional
-        Where the normalised sum goes; may be `x`.
+    scale : float
+        A factor for `x`.
+    out : array of one of these dtypes, shape of x, optional
+        Where the normalised sum goes; may be `x`. It keeps its dtype.
 
     Returns
     -------
-    The object passed as `out`, or a new C-contiguous ndarray.
+    The object passed as `out`, or a new C-contiguous ndarray of x's dtype.
 
     Raises
     ------
     TypeError
-        If an array is not native float32, is masked, or is no array; or a number is not one.
+        If an array is not native float16, bfloat16, float32 or float64 (nothing else is converted),
+        is masked, or is no array; or a number is not one.
     ValueError
         If a shape does not fit or has no axis, eps is negative or NaN, an output is read-only, or
         `out` shares memory with `residual`. After an error every array is unchanged.
 
     Notes
     -----
-    Ctrl-C acts as in `rms_norm`: the first rows of both outputs are done.
+    Computed in float32, or in float64 if `x`, `residual` or `out` is float64. Ctrl-C acts as in
+    `rms_norm`: the first rows of both outputs are done.
 
     Examples
     --------
@@ -248,11 +263,12 @@ def residual_add(x, residual, scale=1.0):
 
     Parameters
     ----------
-    x : float32 array, any shape but 0-d
+    x : float16, bfloat16, float32 or float64 array, any shape but 0-d
         A layer's output. Only read.
-    residual : float32 array, shape of x
-        The stream, added to in place. With scale 1 the result is bit for bit `numpy.add`'s; with
-        another scale it is computed in float64, and rounded once.
+    residual : array of one of these dtypes, shape of x
+        The stream, added to in place; it keeps its dtype. With scale 1, and one dtype for both, the
+        result is bit for bit `numpy.add`'s. A scaled sum is computed in float64 and rounded to
+        float32, before it is rounded to a half.
     scale : float
         A factor for `x`.
 
@@ -263,7 +279,8 @@ def residual_add(x, residual, scale=1.0):
     Raises
     ------
     TypeError
-        If an array is not native float32, is masked, or is no array; or a number is not one.
+        If an array is not native float16, bfloat16, float32 or float64 (nothing else is converted),
+        is masked, or is no array; or a number is not one.
     ValueError
         If the shapes differ, have no axis, or `residual` is read-only. After an error every array
         is unchanged.

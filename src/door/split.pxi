@@ -14,7 +14,7 @@ def sum_squares(x, *, out=None):
 
     Parameters
     ----------
-    x : float32 array, shape (..., n)
+    x : float16, bfloat16, float32 or float64 array, shape (..., n)
         Any strides. Only read.
     out : float64 array, shape x.shape[:-1], optional
         Where the sums go.
@@ -26,14 +26,16 @@ def sum_squares(x, *, out=None):
     Raises
     ------
     TypeError
-        If `x` is not native float32 or `out` is not native float64, or one of them is masked.
+        If `x` is not native float16, bfloat16, float32 or float64, `out` not native float64, or one
+        of them is masked.
     ValueError
         If the shapes do not fit or have no axis, or `out` is read-only. After an error every
         array is unchanged.
 
     Notes
     -----
-    A row gives the same bits whatever the batch, threads, strides or CPU.
+    A row gives the same bits whatever the batch, threads, strides or CPU. The squares of float64
+    elements have to fit float64: beyond 1e154 the sum is Inf, below 1e-162 it is 0.
 
     Examples
     --------
@@ -58,9 +60,9 @@ def sum_products(dy, x, weight=None, *, weight_offset=0.0, out=None):
 
     Parameters
     ----------
-    dy : float32 array, shape (..., n)
+    dy : float16, bfloat16, float32 or float64 array, shape (..., n)
         The gradient of the output. Only read.
-    x : float32 array, shape of dy
+    x : array of one of these dtypes, shape of dy
         The input of the forward pass. Only read.
     weight, weight_offset
         As in `rms_norm`: the part of the weight that belongs to these columns.
@@ -74,8 +76,8 @@ def sum_products(dy, x, weight=None, *, weight_offset=0.0, out=None):
     Raises
     ------
     TypeError
-        If `dy`, `x` or `weight` is not native float32 or `out` is not native float64, or one of
-        them is masked; or weight_offset is not a number.
+        If `dy`, `x` or `weight` is not native float16, bfloat16, float32 or float64, `out` not
+        native float64, or one of them is masked; or weight_offset is not a number.
     ValueError
         If the shapes do not fit or have no axis, or `out` is read-only. After an error every
         array is unchanged.
@@ -105,20 +107,20 @@ def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0,
 
     Parameters
     ----------
-    x : float32 array, shape (..., n)
+    x : float16, bfloat16, float32 or float64 array, shape (..., n)
         Some columns of a longer array. Any strides. Only read, unless it is also `out`.
     sum_squares : float64 array, shape x.shape[:-1]
         The sum of squares of each whole row: those of its parts, added up. Only read.
     size : int
         The length of the whole row, at least n and below 2**40.
-    weight : float32 array, shape (n,), optional
+    weight : array of one of these dtypes, shape (n,) or (1, ..., 1, n), optional
         The part of the weight that belongs to these columns. Only read.
     eps, weight_offset, out
         As in `rms_norm`.
 
     Returns
     -------
-    The object passed as `out`, or a new C-contiguous ndarray.
+    The object passed as `out`, or a new C-contiguous ndarray of x's dtype.
 
     Raises
     ------
@@ -155,7 +157,7 @@ def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=
 
     Parameters
     ----------
-    dy, x : float32 arrays, shape (..., n)
+    dy, x : float16, bfloat16, float32 or float64 arrays, shape (..., n)
         Some columns of the gradient of the output, and of the input. Only read, unless also `dx`.
     sum_squares, sum_products : float64 arrays, shape x.shape[:-1]
         The sums over each whole row, of `sum_squares` and `sum_products`. Only read.
@@ -176,8 +178,8 @@ def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=
 
     Notes
     -----
-    Computed in float64 and rounded once: within the bounds of `rms_norm_backward`, but not always
-    with its bits. Ctrl-C acts as in that function.
+    Computed in float64 and rounded to the call's arithmetic: within the bounds of
+    `rms_norm_backward`, but not always with its bits. Ctrl-C acts as in that function.
 
     Examples
     --------
