@@ -125,12 +125,11 @@ cdef bint is_float(cnp.ndarray array) except -1:
 
 cdef int refuse_dtype(cnp.ndarray array, str name, bint output) except -1:
     kind = array.dtype.str
+    advice = f"convert it first: {name}.astype(np.float32)"
     if kind == "|V2":       # as np.load gives a bfloat16
-        advice = f"if it holds bfloat16, pass {name}.view(ml_dtypes.bfloat16)"
+        advice = f"convert it first: {name}.view(ml_dtypes.bfloat16)"
     elif output:    # out.astype(...) would be a temporary, and the result lost with it
         advice = "it is written, so allocate it as one of these, and keep it"
-    else:
-        advice = f"convert it first: {name}.astype(np.float32)"
     raise TypeError(f"{name} must be native float16, bfloat16, float32 or float64, got {kind!r} "
                     f"({array.dtype}); {advice}")
 

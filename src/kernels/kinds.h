@@ -1,16 +1,14 @@
 /* How numbers lie in memory: four kinds, and conversions from one to another, rounded once to nearest
  * even. Plain loops, which the compiler makes vectors of, but where the CPU has an instruction. NaN
- * stays NaN, with its first bits, and becomes quiet. Nothing here depends on RMSNorm.
+ * stays NaN, with its first bits, and is quiet if it was rounded. Nothing here depends on RMSNorm.
  */
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__F16C__)
+#ifdef __F16C__
 #include <immintrin.h>
-#elif defined(__aarch64__) && defined(__GNUC__)
-#include <arm_neon.h>
 #endif
 
 enum { FLOAT32, FLOAT64, FLOAT16, BFLOAT16, KINDS };  /* the numbers of fastrms.h */
@@ -29,10 +27,7 @@ static inline float from_float16(uint16_t half) {
     return float_of(bits | (uint32_t)(half & 0x8000) << 16);
 }
 
-static inline float from_bfloat16(uint16_t half) {
-    const uint32_t bits = (uint32_t)half << 16;
-    return float_of((bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000 : bits);
-}
+static inline float from_bfloat16(uint16_t half) { return float_of((uint32_t)half << 16); }
 
 static inline uint16_t to_float16(float value) {
     const uint32_t bits = bits_of(value), size = bits & 0x7fffffff;
@@ -90,9 +85,7 @@ static inline void convert_kind(void *restrict to, int to_kind, const void *rest
             _mm256_storeu_ps((float *)to + k, _mm256_cvtph_ps(
                 _mm_loadu_si128((const __m128i *)((const uint16_t *)from + k))));
 #elif defined(__aarch64__) && defined(__GNUC__)
-        for (; k + 4 <= n; k += 4)
-            vst1q_f32((float *)to + k,
-                      vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *)from + k))));
+        CONVERT(float, __fp16, );
 #endif
         CONVERT(float, uint16_t, from_float16);
         break;
@@ -106,9 +99,7 @@ static inline void convert_kind(void *restrict to, int to_kind, const void *rest
             _mm_storeu_si128((__m128i *)((uint16_t *)to + k),
                              _mm256_cvtps_ph(_mm256_loadu_ps((const float *)from + k), 0));
 #elif defined(__aarch64__) && defined(__GNUC__)
-        for (; k + 4 <= n; k += 4)
-            vst1_u16((uint16_t *)to + k,
-                     vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32((const float *)from + k))));
+        CONVERT(__fp16, float, );
 #endif
         CONVERT(uint16_t, float, to_float16);
         break;
