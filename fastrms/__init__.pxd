@@ -26,6 +26,9 @@ cdef extern from "fastrms.h" nogil:
         FASTRMS_DX
         FASTRMS_DWEIGHT
 
+    enum fastrms_flag:
+        FASTRMS_ROUND_FIRST
+
     ctypedef struct fastrms_array:
         void* data
         ptrdiff_t stride
@@ -35,7 +38,7 @@ cdef extern from "fastrms.h" nogil:
         fastrms_array x, residual, out, dy, dx, weight, dweight
         ptrdiff_t rows, n
         double eps, weight_offset, scale
-        int accumulate
+        int flags
         int threads
         void* scratch
         size_t scratch_size

@@ -64,13 +64,16 @@ typedef struct fastrms_call {
     fastrms_array x, residual, out, dy, dx, weight, dweight;
     ptrdiff_t rows, n;
     double eps, weight_offset, scale;
-    int accumulate; /* 1, FASTRMS_DX: add to out or dx; FASTRMS_DWEIGHT: to dweight */
+    int flags; /* FASTRMS_DX: add to out or dx; FASTRMS_DWEIGHT: to dweight; FASTRMS_ROUND_FIRST */
     int threads;
     void *scratch;
     size_t scratch_size; /* any_scratch_bytes(rows, n, threads); fewer limit the threads */
 } fastrms_call;
 
 enum fastrms_accumulate { FASTRMS_DX = 1, FASTRMS_DWEIGHT = 2 };
+/* In fastrms_call's flags: round x / rms before the weight, to the kind of out or, where the call
+ * computes in that, of the norm's input: what models do that keep the weight out of the norm (Llama). */
+enum fastrms_flag { FASTRMS_ROUND_FIRST = 4 };
 
 typedef struct fastrms_functions {
     size_t size; /* of the struct; a later release may add functions at its end */

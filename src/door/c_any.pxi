@@ -5,8 +5,8 @@ from cpython.pycapsule cimport PyCapsule_New
 
 from fastrms cimport (
     FASTRMS_API_VERSION, FASTRMS_BAD_FLAG, FASTRMS_BAD_KIND, FASTRMS_BAD_POINTER,
-    FASTRMS_BAD_SCRATCH, FASTRMS_DWEIGHT, FASTRMS_DX, FASTRMS_OK, fastrms_array, fastrms_call,
-    fastrms_functions,
+    FASTRMS_BAD_SCRATCH, FASTRMS_DWEIGHT, FASTRMS_DX, FASTRMS_OK, FASTRMS_ROUND_FIRST,
+    fastrms_array, fastrms_call, fastrms_functions,
 )
 from kernels.job cimport Axis, Job, Table, rows_kernel
 from kernels.kinds cimport BFLOAT16, FLOAT64
@@ -45,7 +45,7 @@ cdef int init_any(Job* job, const fastrms_call* call, Operation operation) noexc
     """Check a call, and set up its job."""
     cdef int error = init_c_job(job, call.rows, call.n, call.n, call.eps, call.weight_offset,
                                 call.threads)
-    cdef bint has_dweight = operation == BACKWARD and call.dweight.data != NULL
+    cdef int flags = FASTRMS_DX
     job.scale = call.scale
     job.kinds.y = job.kinds.residual = job.kinds.dx = job.kinds.dy = ABSENT
     error = error or take_any(job, &call.x, &job.x, &job.x_stride, &job.kinds.x, False)
@@ -63,7 +63,11 @@ cdef int init_any(Job* job, const fastrms_call* call, Operation operation) noexc
         error = error or bad_vector(&call.weight)
     if error:
         return error
-    if call.accumulate & ~(FASTRMS_DX | (FASTRMS_DWEIGHT if has_dweight else 0)):
+    if operation == BACKWARD:
+        flags |= FASTRMS_DWEIGHT if call.dweight.data != NULL else 0
+    elif operation != ADD and not call.flags & FASTRMS_DX:
+        flags |= FASTRMS_ROUND_FIRST
+    if call.flags & ~flags:
         return FASTRMS_BAD_FLAG
     if operation == ADD_NORM and job.y == job.residual and job.rows * job.n > 0:
         return FASTRMS_BAD_POINTER
@@ -81,11 +85,15 @@ cdef int run_any(const fastrms_call* call, Operation operation) noexcept nogil:
     cdef int error = init_any(&job, call, operation)
     cdef char* free = <char*>call.scratch
     cdef void* dweight = NULL
-    cdef bint adds = call.accumulate & FASTRMS_DX
+    cdef bint adds = call.flags & FASTRMS_DX
     if error or call.n == 0 or (call.rows == 0 and operation != BACKWARD):
         return error
     tune(&job, 3, job.y, 0, adds, True)
     table = kernels_for(&job, &axis)
+    if call.flags & FASTRMS_ROUND_FIRST and call.weight.data != NULL:
+        job.round_kind = job.kinds.y
+        if job.kinds.y == job.kinds.arithmetic:
+            job.round_kind = job.kinds.residual if operation == ADD_NORM else job.kinds.x
     free += c_scratch_bytes(call.rows, call.n, call.threads) + 2 * vector_bytes(call.n)
     free += -<size_t>free & 63
     if call.scratch_size < <size_t>(free - <char*>call.scratch + staging_bytes(&job)):
@@ -96,7 +104,7 @@ cdef int run_any(const fastrms_call* call, Operation operation) noexcept nogil:
         dweight = any_vector(&job, &call.dweight, free - 2 * vector_bytes(call.n))
     kernel = (table.rms_norm if operation == NORM else table.add_rms_norm if operation == ADD_NORM
               else table.residual_add if operation == ADD else table.backward)
-    run_c(table, kernel, &job, dweight, call.accumulate & FASTRMS_DWEIGHT != 0,
+    run_c(table, kernel, &job, dweight, call.flags & FASTRMS_DWEIGHT != 0,
           <double*>call.scratch, free, call.scratch_size - (free - <char*>call.scratch),
           call.threads)
     if dweight != NULL and dweight != call.dweight.data:
@@ -140,7 +148,7 @@ cdef int c_residual_add_any(const fastrms_call* call) noexcept nogil:
 
 
 cdef size_t c_any_scratch_bytes(ptrdiff_t rows, ptrdiff_t n, int threads) noexcept nogil:
-    """Return enough for dweight's sums, both vectors, and three arrays staged in float64."""
+    """Return enough for dweight's sums, both vectors, and four arrays staged in float64."""
     cdef Job job
     cdef size_t count = 1
     if init_c_job(&job, rows, n, n, 0.0, 0.0, threads):
@@ -149,7 +157,7 @@ cdef size_t c_any_scratch_bytes(ptrdiff_t rows, ptrdiff_t n, int threads) noexce
     if threads != 1:
         count = threads_for(rows * n)
     return (c_scratch_bytes(rows, n, threads) + 2 * vector_bytes(n) + 64
-            + 3 * area_bytes(&job) * count)
+            + (4 * area_bytes(&job) + staged_rows(&job) * sizeof(double)) * count)
 
 
 cdef fastrms_functions C_FUNCTIONS = fastrms_functions(

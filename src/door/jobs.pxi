@@ -56,7 +56,6 @@ cdef inline void init_job(Job* job, Py_ssize_t rows, Py_ssize_t n) noexcept nogi
     job.rows = rows
     job.n = job.size = n
     job.store = STORE
-    job.ahead = job.batch = 1
     job.squares = job.products = NULL
     job.weight = job.y = job.dx = NULL
     job.axes = NULL

@@ -54,6 +54,7 @@ ctypedef struct Job:        # float64 kernels cast the pointers: there each floa
     # Rows of another kind than the arithmetic's are converted on their way to a kernel and back.
     bint staged
     Kinds kinds             # if staged
+    int round_kind          # of x / rms before the weight; if that is the arithmetic: not rounded
     Py_ssize_t rows
     Py_ssize_t n
     Py_ssize_t size         # full row length; n unless the row is split

@@ -1,8 +1,10 @@
 # Staging: rows of another kind than the call's arithmetic are converted into scratch, some at a time,
 # a kernel runs on them there, in cache, and what it wrote is rounded once into the arrays.
 
+from libc.string cimport memset
+
 from kernels.job cimport (
-    ACCUMULATE, STORE, Axis, GradientSums, Job, Kinds, Table, rows_kernel,
+    ACCUMULATE, STORE, UNWEIGHTED, Axis, GradientSums, Job, Kinds, Table, rows_kernel,
 )
 from kernels.kinds cimport FLOAT32, FLOAT64
 
@@ -31,9 +33,12 @@ cdef inline Py_ssize_t area_bytes(const Job* job) noexcept nogil:
 cdef Py_ssize_t staging_bytes(const Job* job) noexcept nogil:
     """Return the bytes of scratch that a thread needs; 0 if nothing is staged."""
     cdef int kind = job.kinds.arithmetic
+    cdef Py_ssize_t rounded = 0
     if not job.staged:
         return 0
-    return area_bytes(job) * ((job.kinds.x != kind) + (job.kinds.dy != kind)
+    if job.round_kind != kind:
+        rounded = area_bytes(job) + staged_rows(job) * <Py_ssize_t>sizeof(double)
+    return rounded + area_bytes(job) * ((job.kinds.x != kind) + (job.kinds.dy != kind)
                               + (job.kinds.residual != kind) + (job.kinds.y != kind)
                               + (job.kinds.dx != kind))
 
@@ -90,6 +95,21 @@ cdef void give_rows(const Stage* stage, void* array, Py_ssize_t stride, int kind
         convert_rows(stage, array, stride, kind, scratch, stage.job.n, stage.job.kinds.arithmetic)
 
 
+cdef void round_and_weigh(const Stage* stage, Job* here) noexcept nogil:
+    """Round here.y, which is x / rms, and multiply it by the weight: as a split row with an rms of 1."""
+    cdef const Job* job = stage.job
+    cdef char* rounded = stage.free
+    convert_rows(stage, rounded, job.n, job.round_kind, here.y, here.y_stride,
+                 job.kinds.arithmetic)
+    convert_rows(stage, here.y, here.y_stride, job.kinds.arithmetic, rounded, job.n,
+                 job.round_kind)
+    here.weight, here.path = job.weight, job.path
+    here.x, here.x_stride = here.y, here.y_stride
+    here.squares, here.inv_n, here.eps = <double*>rounded, 0, 1
+    memset(rounded, 0, stage.rows * sizeof(double))
+    stage.table.rms_norm(here, 0, stage.rows, NULL)
+
+
 cdef void run_staged(const Table* table, rows_kernel kernel, const Job* job, Py_ssize_t rows,
                      const GradientSums* sums, char* scratch) noexcept nogil:
     """Run a kernel over the first `rows` rows of a segment, staged_rows of them at most.
@@ -100,6 +120,7 @@ cdef void run_staged(const Table* table, rows_kernel kernel, const Job* job, Py_
     cdef Stage stage = Stage(table, job, rows, scratch)
     cdef bint in_steps = (kernel == table.add_rms_norm
                           and job.kinds.residual != job.kinds.arithmetic)
+    cdef bint rounds = job.round_kind != job.kinds.arithmetic
     here.x = <float*>take_rows(&stage, job.x, &here.x_stride, job.kinds.x, True)
     here.dy = <float*>take_rows(&stage, job.dy, &here.dy_stride, job.kinds.dy, True)
     here.residual = <float*>take_rows(&stage, job.residual, &here.residual_stride,
@@ -109,6 +130,8 @@ cdef void run_staged(const Table* table, rows_kernel kernel, const Job* job, Py_
                                   job.kinds.dy)
     if in_steps:
         kernel = table.residual_add
+    if rounds:
+        here.weight, here.path = NULL, UNWEIGHTED
     kernel(&here, 0, rows, sums)
     give_rows(&stage, job.residual, job.residual_stride, job.kinds.residual, here.residual)
     if in_steps:
@@ -116,6 +139,8 @@ cdef void run_staged(const Table* table, rows_kernel kernel, const Job* job, Py_
                      job.residual_stride, job.kinds.residual)
         here.x, here.x_stride = here.residual, job.n
         table.rms_norm(&here, 0, rows, NULL)
+    if rounds:
+        round_and_weigh(&stage, &here)
     give_rows(&stage, job.y, job.y_stride, job.kinds.y, here.y)
     give_rows(&stage, job.dx, job.dx_stride, job.kinds.dx, here.dx)
 
@@ -136,6 +161,7 @@ cdef const Table* kernels_for(Job* job, Axis* axes) noexcept nogil:
                   | settle(&kinds.y, &job.y_stride, kinds.arithmetic)
                   | settle(&kinds.residual, &job.residual_stride, kinds.arithmetic)
                   | settle(&kinds.dx, &job.dx_stride, kinds.arithmetic))
+    job.round_kind = kinds.arithmetic
     if job.staged and job.store != ACCUMULATE:      # staged rows are in cache
         job.store = STORE
     if job.staged and job.axes == NULL:
