@@ -222,19 +222,19 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, scale
     cdef cnp.ndarray x_in, total, w, y, x_rows, total_rows, y_rows
     cdef object result = out
     cdef const Table* table = kernels
-    cdef bint other
+    cdef bint other = False
     take_numbers(&job, eps, weight_offset)
     take_number(&job.scale, scale, "scale")
     x_in, total = as_array(x, "x"), as_array(residual, "residual")
     w, y = as_array(weight, "weight"), as_array(out, "out")
-    other = take_x(&job, x_in)
-    other |= check_like(total, "residual", x_in, "x", output=True)
+    take_x(&job, x_in, &other)
+    check_like(total, "residual", x_in, "x", &other, output=True)
     if w is not None:
-        other |= check_vector(w, "weight", job.n)
+        check_vector(w, "weight", job.n, &other)
     if y is None:
         y = result = new_like(x_in)
     else:
-        other |= check_like(y, "out", x_in, "x", output=True)
+        check_like(y, "out", x_in, "x", &other, output=True)
         if may_overlap(y, x_in, None, w, total):
             check_disjoint(y, "out", total, "residual")
             x_in, w = aliasable_input(x_in, y), disjoint_input(w, y)
@@ -299,11 +299,11 @@ def residual_add(x, residual, scale=1.0):
     cdef Axis[MOST_AXES] axes
     cdef cnp.ndarray x_in, total, x_rows, total_rows
     cdef const Table* table = kernels
-    cdef bint other
+    cdef bint other = False
     take_number(&job.scale, scale, "scale")
     x_in, total = as_array(x, "x"), as_array(residual, "residual")
-    other = take_x(&job, x_in)
-    other |= check_like(total, "residual", x_in, "x", output=True)
+    take_x(&job, x_in, &other)
+    check_like(total, "residual", x_in, "x", &other, output=True)
     if may_overlap(total, x_in):
         x_in = aliasable_input(x_in, total)
     x_rows, total_rows = rows_of(x_in), rows_of(total, output=True)

@@ -68,8 +68,8 @@ cdef str hint(object value, str name):
 
 
 # ---- type and shape ---------------------------------------------------------------------------
-# From here to the kernel no code of the caller's runs, except after an error. The checks return
-# whether the array is no float32: then set_kinds has to look at the call's arrays.
+# From here to the kernel no code of the caller's runs, except after an error. The checks set `other`
+# if an array is no float32: then set_kinds has to look at the call's arrays.
 
 # NumPy's number for ml_dtypes.bfloat16, which it gets when ml_dtypes is imported: by others, and
 # perhaps after fastrms.
@@ -86,16 +86,17 @@ cdef inline int kind_of(cnp.ndarray array) noexcept:
     return FLOAT16 if number == cnp.NPY_FLOAT16 else BFLOAT16
 
 
-cdef inline int check_array(cnp.ndarray array, str name, bint output=False) except -1:
+cdef inline int check_array(cnp.ndarray array, str name, bint* other,
+                            bint output=False) except -1:
     """Require a native array of floats with a last axis; for an output, writeable too."""
     if (array is not None and cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT
             and not cnp.PyArray_ISBYTESWAPPED(array) and cnp.PyArray_NDIM(array) > 0
             and (not output or cnp.PyArray_ISWRITEABLE(array))):
-        return False
-    return check_other_array(array, name, output)
+        return 0
+    return check_other_array(array, name, other, output)
 
 
-cdef int check_other_array(cnp.ndarray array, str name, bint output) except -1:
+cdef int check_other_array(cnp.ndarray array, str name, bint* other, bint output) except -1:
     """Check an array that is no float32, or not as it must be."""
     if array is None:
         raise TypeError(no_array(None, name))
@@ -105,7 +106,8 @@ cdef int check_other_array(cnp.ndarray array, str name, bint output) except -1:
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
     if output:
         check_writeable(array, name)
-    return cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT
+    other[0] = True
+    return 0
 
 
 cdef bint is_float(cnp.ndarray array) except -1:
@@ -142,24 +144,24 @@ cdef int check_writeable(cnp.ndarray array, str name) except -1:
 
 
 cdef inline int check_like(cnp.ndarray array, str name, cnp.ndarray like, str like_name,
-                           bint output=False) except -1:
+                           bint* other, bint output=False) except -1:
     """Require an array of the shape of `like`."""
-    cdef bint other = check_array(array, name, output)
+    check_array(array, name, other, output)
     if not cnp.PyArray_SAMESHAPE(array, like):
         raise ValueError(f"{name} must have the shape of {like_name}, {shape_of(like)}, "
                          f"got {shape_of(array)}")
-    return other
+    return 0
 
 
-cdef inline int check_vector(cnp.ndarray array, str name, Py_ssize_t n,
+cdef inline int check_vector(cnp.ndarray array, str name, Py_ssize_t n, bint* other,
                              bint output=False) except -1:
     """Require an array of shape (n,) or (1, ..., 1, n)."""
-    cdef bint other = check_array(array, name, output)
+    check_array(array, name, other, output)
     if ((cnp.PyArray_NDIM(array) != 1 or cnp.PyArray_DIM(array, 0) != n)
             and shape_of(array) != (1,) * (cnp.PyArray_NDIM(array) - 1) + (n,)):
         raise ValueError(f"{name} must have shape ({n},), the last axis of x, "
                          f"got {shape_of(array)}")
-    return other
+    return 0
 
 
 cdef tuple shape_of(cnp.ndarray array):

@@ -39,16 +39,16 @@ cdef int refuse_accumulate(int adds) except -1:
                      "an array to add to")
 
 
-cdef inline int take_x(Job* job, cnp.ndarray x) except -1:
-    """Check x, and set up a job for its rows, without a weight; return whether x is no float32."""
+cdef inline int take_x(Job* job, cnp.ndarray x, bint* other) except -1:
+    """Check x, and set up a job for its rows, without a weight."""
     cdef Py_ssize_t rows = 1
     cdef int axis, last
-    cdef bint other = check_array(x, "x")
+    check_array(x, "x", other)
     last = cnp.PyArray_NDIM(x) - 1
     for axis in range(last):
         rows *= cnp.PyArray_DIM(x, axis)
     init_job(job, rows, cnp.PyArray_DIM(x, last))
-    return other
+    return 0
 
 
 cdef inline void init_job(Job* job, Py_ssize_t rows, Py_ssize_t n) noexcept nogil:
@@ -95,23 +95,23 @@ cdef object normed(object x, object weight, object eps, object weight_offset, ob
     cdef object result = out
     cdef const Table* table = kernels
     cdef Py_ssize_t size = 0
-    cdef bint other, adds = take_accumulate(accumulate, False) != 0
+    cdef bint other = False, adds = take_accumulate(accumulate, False) != 0
     take_numbers(&job, eps, weight_offset)
     if sums is not None:
         size, squares = as_size(sums[1]), as_sums(sums[0], "sum_squares")
     x_in, w, y = as_array(x, "x"), as_array(weight, "weight"), as_array(out, "out")
-    other = take_x(&job, x_in)
+    take_x(&job, x_in, &other)
     if sums is not None:
         job.size = checked_size(size, job.n)
         check_sums(squares, "sum_squares", x_in)
     if w is not None:
-        other |= check_vector(w, "weight", job.n)
+        check_vector(w, "weight", job.n, &other)
     if y is None:
         if adds:
             raise ValueError("accumulate=True needs out=, an array to add to")
         y = result = new_like(x_in)
     else:
-        other |= check_like(y, "out", x_in, "x", output=True)
+        check_like(y, "out", x_in, "x", &other, output=True)
         if may_overlap(y, x_in, None, w):
             x_in, w = aliasable_input(x_in, y), disjoint_input(w, y)
     if sums is not None:
@@ -143,7 +143,7 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     cdef const Table* table = kernels
     cdef void* dweight_data = NULL
     cdef Py_ssize_t size = 0
-    cdef bint other
+    cdef bint other = False
     cdef int adds = take_accumulate(accumulate, True)
     cdef bint to_dx = adds & FASTRMS_DX and dx is not None
     cdef bint to_dweight = adds & FASTRMS_DWEIGHT and dweight is not None
@@ -153,23 +153,23 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
         squares, products = as_sums(sums[0], "sum_squares"), as_sums(sums[1], "sum_products")
     dy_in, x_in, w = as_array(dy, "dy"), as_array(x, "x"), as_array(weight, "weight")
     dx_out, dweight_out = as_array(dx, "dx"), as_array(dweight, "dweight")
-    other = take_x(&job, x_in)
-    other |= check_like(dy_in, "dy", x_in, "x")
+    take_x(&job, x_in, &other)
+    check_like(dy_in, "dy", x_in, "x", &other)
     if sums is not None:
         check_sums(squares, "sum_squares", x_in)
         check_sums(products, "sum_products", x_in)
         job.size = checked_size(size, job.n)
     if w is not None:
-        other |= check_vector(w, "weight", job.n)
+        check_vector(w, "weight", job.n, &other)
     elif dweight is not None:
         raise ValueError("dweight needs weight: without one it has no gradient")
     if adds and not to_dx and not to_dweight:
         refuse_accumulate(adds)
     if dweight is not None:
-        other |= check_vector(dweight_out, "dweight", job.n, output=True)
+        check_vector(dweight_out, "dweight", job.n, &other, output=True)
         check_dweight_shape(dweight_out, w)
     if dx is not None:
-        other |= check_like(dx_out, "dx", x_in, "x", output=True)
+        check_like(dx_out, "dx", x_in, "x", &other, output=True)
         if may_overlap(dx_out, x_in, dy_in, w, dweight_out):
             if dweight is not None:
                 check_disjoint(dx_out, "dx", dweight_out, "dweight")

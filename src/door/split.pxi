@@ -45,10 +45,10 @@ def sum_squares(x, *, out=None):
     """
     cdef Job job
     cdef cnp.ndarray x_in, target
-    cdef bint other
+    cdef bint other = False
     take_numbers(&job, 0.0, 0.0)
     x_in, target = as_array(x, "x"), as_sums_output(out)
-    other = take_x(&job, x_in)
+    take_x(&job, x_in, &other)
     target = sums_of_rows(&job, x_in, None, None, target, other)
     return target if out is None else out
 
@@ -90,12 +90,12 @@ def sum_products(dy, x, weight=None, *, weight_offset=0.0, out=None):
     """
     cdef Job job
     cdef cnp.ndarray x_in, dy_in, w, target
-    cdef bint other
+    cdef bint other = False
     take_numbers(&job, 0.0, weight_offset)
     dy_in, x_in, w = as_array(dy, "dy"), as_array(x, "x"), as_array(weight, "weight")
     target = as_sums_output(out)
-    other = take_x(&job, x_in)
-    other |= check_like(dy_in, "dy", x_in, "x")
+    take_x(&job, x_in, &other)
+    check_like(dy_in, "dy", x_in, "x", &other)
     target = sums_of_rows(&job, x_in, dy_in, w, target, other)
     return target if out is None else out
 
@@ -202,7 +202,7 @@ cdef cnp.ndarray sums_of_rows(Job* job, cnp.ndarray x, cnp.ndarray dy, cnp.ndarr
     cdef const Table* table = kernels
     cdef cnp.ndarray row_sums, x_rows, dy_rows
     if w is not None:
-        other |= check_vector(w, "weight", job.n)
+        check_vector(w, "weight", job.n, &other)
     if target is not None:
         check_sums(target, "out", x, output=True)
     # Always new: `out` may be anywhere, in any order, and sums are few.
