@@ -8,7 +8,7 @@ import numpy as np
 import fastrms
 from fastrms.ctypes import functions
 
-OK, BAD_SIZE, BAD_STRIDE, BAD_POINTER, BAD_EPS, BAD_FLAG, BAD_SCRATCH = range(7)
+OK, BAD_SIZE, BAD_STRIDE, BAD_POINTER, BAD_EPS, BAD_FLAG, BAD_SCRATCH, BAD_KIND = range(8)
 PACKAGE = Path(fastrms.__file__).parent
 NAMES = {  # of each function's arguments, from the header
     name: [re.search(r"\w+$", argument)[0] for argument in arguments.split(",")]
@@ -16,7 +16,7 @@ NAMES = {  # of each function's arguments, from the header
         r"\w+ \(\*(\w+)\)\((.*?)\);", (PACKAGE / "include/fastrms.h").read_text(), re.DOTALL
     )
 }
-CALLS = [name for name in NAMES if name != "scratch_bytes"]
+CALLS = [name for name, arguments in NAMES.items() if "x" in arguments]  # of float32 alone
 
 
 def at(array):
