@@ -1,6 +1,7 @@
 """The C interface from pure Python: ``functions.rms_norm(...)`` and the others of fastrms.h.
 
-They are ctypes functions of the header's types. Pointers are addresses, or None for NULL.
+They are ctypes functions of the header's types. Pointers are addresses, or None for NULL; a call of
+arrays of other kinds is ``functions.rms_norm_any(ctypes.byref(Call(x=Array(...), ...)))``.
 """
 
 import ctypes
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from . import _core, get_include
 
-__all__ = ["declarations", "functions"]
+__all__ = ["Array", "Call", "declarations", "functions"]
 
 
 def __dir__() -> list[str]:
@@ -26,8 +27,7 @@ _TYPES = {
 
 def declarations() -> dict[str, tuple[type, ...]]:
     """Return the type of each function's result, then those of its arguments, in header order."""
-    header = Path(get_include(), "fastrms.h").read_text("utf-8")
-    found = re.findall(r"(\w+) \(\*(\w+)\)\((.*?)\);", header, re.DOTALL)
+    found = re.findall(r"(\w+) \(\*(\w+)\)\((.*?)\);", _header(), re.DOTALL)
     return {
         name: (_TYPES[result], *(_type(argument) for argument in arguments.split(",")))
         for result, name, arguments in found
@@ -36,6 +36,22 @@ def declarations() -> dict[str, tuple[type, ...]]:
 
 def _type(argument):
     return ctypes.c_void_p if "*" in argument else _TYPES[argument.split()[0]]
+
+
+def _header():
+    return Path(get_include(), "fastrms.h").read_text("utf-8")
+
+
+def _structure(name):
+    """Return a class with the fields of the header's struct `fastrms_<name>`."""
+    body = re.search(rf"struct fastrms_{name} \{{(.*?)\}}", _header(), re.DOTALL)[1]
+    members = re.findall(r"(\w+) (\*?[\w, ]+);", re.sub(r"/\*.*?\*/", "", body))
+    fields = [
+        (field.lstrip("*"), _type(f"{kind} {field}"))
+        for kind, fields in members
+        for field in fields.split(", ")
+    ]
+    return type(name.capitalize(), (ctypes.Structure,), {"_fields_": fields})
 
 
 def _functions():
@@ -47,5 +63,9 @@ def _functions():
     return structure.from_address(address(_core._C_API, b"fastrms._core._C_API"))
 
 
+#: The header's fastrms_array: an array's address, its row stride in elements, and its kind.
+Array = _TYPES["fastrms_array"] = _structure("array")
+#: The header's fastrms_call: the arguments of a function `*_any`, all zero unless set.
+Call = _structure("call")
 #: The struct of the header: its functions by name, `size` and `version`.
 functions = _functions()
