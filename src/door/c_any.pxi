@@ -35,17 +35,34 @@ cdef inline int bad_kind(const fastrms_array* array) noexcept nogil:
     return FASTRMS_OK if 0 <= array.kind <= BFLOAT16 else FASTRMS_BAD_KIND
 
 
+cdef int bad_vectors(const Job* job, const fastrms_array* weight,
+                     const fastrms_array* dweight) noexcept nogil:
+    """Check a weight, and its gradient unless dweight is NULL."""
+    cdef int error = bad_vector(weight)
+    if error or dweight == NULL:
+        return error
+    if ((weight.data == NULL) != (dweight.data == NULL)
+            or (dweight.data == job.dx and job.rows > 0)):
+        return FASTRMS_BAD_POINTER
+    return bad_vector(dweight)
+
+
 cdef int bad_vector(const fastrms_array* array) noexcept nogil:
     if array.data == NULL:
         return FASTRMS_OK
     return bad_kind(array) or bad_pointer(array.data, kind_size(array.kind))
 
 
+cdef inline int flags_of(const fastrms_call* call, Operation operation) noexcept nogil:
+    """Return `accumulate`, 0 for a function that does not have it."""
+    return call.accumulate if operation in (NORM, BACKWARD) else 0
+
+
 cdef int init_any(Job* job, const fastrms_call* call, Operation operation) noexcept nogil:
     """Check a call, and set up its job."""
-    cdef int error = init_c_job(job, call.rows, call.n, call.n, call.eps, call.weight_offset,
+    cdef int error = init_c_job(job, call.rows, call.n, call.n,
+                                0.0 if operation == ADD else call.eps, call.weight_offset,
                                 call.threads)
-    cdef int flags = FASTRMS_DX
     job.scale = call.scale
     job.kinds.y = job.kinds.residual = job.kinds.dx = job.kinds.dy = ABSENT
     error = error or take_any(job, &call.x, &job.x, &job.x_stride, &job.kinds.x, False)
@@ -58,22 +75,17 @@ cdef int init_any(Job* job, const fastrms_call* call, Operation operation) noexc
     if operation == BACKWARD:
         error = (error or take_any(job, &call.dy, &job.dy, &job.dy_stride, &job.kinds.dy, False)
                  or take_any(job, &call.dx, <const float**>&job.dx, &job.dx_stride,
-                             &job.kinds.dx, True) or bad_vector(&call.dweight))
-    if operation != ADD:
-        error = error or bad_vector(&call.weight)
-    if error:
+                             &job.kinds.dx, True))
+    if error == FASTRMS_OK and flags_of(call, operation) & ~(
+            FASTRMS_DX | FASTRMS_DWEIGHT if operation == BACKWARD else FASTRMS_DX):
+        error = FASTRMS_BAD_FLAG
+    if error or job.n == 0:
         return error
-    if operation == BACKWARD:
-        flags |= FASTRMS_DWEIGHT if call.dweight.data != NULL else 0
-    elif operation != ADD and not call.flags & FASTRMS_DX:
-        flags |= FASTRMS_ROUND_FIRST
-    if call.flags & ~flags:
-        return FASTRMS_BAD_FLAG
-    if operation == ADD_NORM and job.y == job.residual and job.rows * job.n > 0:
+    if operation == ADD_NORM and job.y == job.residual and job.rows > 0:
         return FASTRMS_BAD_POINTER
-    if operation == BACKWARD and (call.weight.data == NULL) != (call.dweight.data == NULL):
-        return FASTRMS_BAD_POINTER
-    return FASTRMS_BAD_SCRATCH if bad_pointer(call.scratch, sizeof(double)) else FASTRMS_OK
+    if operation == ADD:
+        return FASTRMS_OK
+    return bad_vectors(job, &call.weight, &call.dweight if operation == BACKWARD else NULL)
 
 
 cdef int run_any(const fastrms_call* call, Operation operation) noexcept nogil:
@@ -85,10 +97,12 @@ cdef int run_any(const fastrms_call* call, Operation operation) noexcept nogil:
     cdef int error = init_any(&job, call, operation)
     cdef char* free = <char*>call.scratch
     cdef void* dweight = NULL
-    cdef bint adds = call.flags & FASTRMS_DX
+    cdef int flags = flags_of(call, operation)
     if error or call.n == 0 or (call.rows == 0 and operation != BACKWARD):
         return error
-    tune(&job, 3, job.y, 0, adds, True)
+    if bad_pointer(call.scratch, sizeof(double)):
+        return FASTRMS_BAD_SCRATCH
+    tune(&job, 3, job.y, 0, flags & FASTRMS_DX, True)
     table = kernels_for(&job, &axis)
     if call.flags & FASTRMS_ROUND_FIRST and call.weight.data != NULL:
         job.round_kind = job.kinds.y
@@ -104,7 +118,7 @@ cdef int run_any(const fastrms_call* call, Operation operation) noexcept nogil:
         dweight = any_vector(&job, &call.dweight, free - 2 * vector_bytes(call.n))
     kernel = (table.rms_norm if operation == NORM else table.add_rms_norm if operation == ADD_NORM
               else table.residual_add if operation == ADD else table.backward)
-    run_c(table, kernel, &job, dweight, call.flags & FASTRMS_DWEIGHT != 0,
+    run_c(table, kernel, &job, dweight, flags & FASTRMS_DWEIGHT != 0,
           <double*>call.scratch, free, call.scratch_size - (free - <char*>call.scratch),
           call.threads)
     if dweight != NULL and dweight != call.dweight.data:
