@@ -168,6 +168,69 @@ def test_what_backward_needs_lives_until_it_is_done(draw):
         same(found, wanted)
 
 
+# ---- float64 ----------------------------------------------------------------------------------
+
+
+@numba.njit
+def scaled_norm(x, residual, weight, eps):
+    return fastrms.add_rms_norm(x, residual, weight, eps, scale=-0.3)
+
+
+@pytest.mark.parametrize("others", [np.float64, np.float32])
+def test_float64_x(isa, draw, others):
+    """The bits and the dtypes of the NumPy calls, also if the other arrays are float32."""
+    for shape in ((1, 64), (40, 33), (0, 8), (4, 0)):
+        x, other, third = (draw(*shape).astype(dtype) for dtype in (np.float64, others, others))
+        weight, total = (draw(shape[-1]).astype(others) for _ in range(2))
+        same_all(norm(x, weight, None, False), fastrms.rms_norm(x, weight, **OPTIONS))
+        wanted = fastrms.rms_norm(x, weight, out=other.copy(), accumulate=True, **OPTIONS)
+        same_all(norm(x, weight, other, True), wanted)
+        stream, held = other.copy(), other.copy()
+        wanted = fastrms.add_rms_norm(x, stream, weight, scale=-0.3)
+        same_all((scaled_norm(x, held, weight, 1e-5), held), (wanted, stream))
+        fastrms.residual_add(x=x, residual=stream, scale=0.3)
+        same_all(add(x, held, 0.3), stream)
+        wanted = fastrms.rms_norm_backward(other, x, weight, **OPTIONS)
+        same_all(backward(other, x, weight, None, None, False), wanted)
+        outputs = {"dx": third.copy(), "dweight": total.copy(), "accumulate": True}
+        wanted = fastrms.rms_norm_backward(other, x, weight, **outputs, **OPTIONS)
+        same_all(backward(other, x, weight, third, total, True), wanted)
+
+
+def same_all(found, wanted):
+    if not isinstance(wanted, tuple):
+        found, wanted = (found,), (wanted,)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == other.dtype
+        same(one, other)
+
+
+def test_float64_without_a_weight_in_place(draw):
+    x, dy = draw(5, 12).astype(np.float64), draw(5, 12).astype(np.float64)
+    wanted = fastrms.rms_norm_backward(dy, x, None, **OPTIONS)
+    assert wanted[1] is None
+    found = backward(dy, x, None, x, None, False)
+    assert found[1] is None
+    same_all(found[0], wanted[0])
+    wanted = fastrms.rms_norm(dy, None, **OPTIONS)
+    same_all(norm(dy, None, dy, False), wanted)
+
+
+def test_errors_of_float64_write_nothing(draw):
+    x, residual, weight = draw(4, 6), draw(4, 6).astype(np.float64), draw(6)
+    before = residual.copy()
+    with pytest.raises(ValueError, match="eps must be zero or more"):
+        scaled_norm(x, residual, weight, -1.0)
+    narrow = residual.view(np.float32)[:2].reshape(4, 6)
+    for source in (narrow, residual.reshape(-1)[:6]):  # the same address, but not the same array
+        weighted = source if source.ndim == 1 else None
+        with pytest.raises(ValueError, match="an output must"):
+            norm(x if weighted is not None else source, weighted, residual, False)
+    same_all(residual, before)
+    with pytest.raises(numba.core.errors.NumbaError):
+        norm(x.astype(np.float16), None, None, False)
+
+
 # ---- refusals ---------------------------------------------------------------------------------
 
 X = np.ones((4, 6), np.float32)
@@ -175,16 +238,16 @@ READ_ONLY = np.ones((4, 6), np.float32)
 READ_ONLY.flags.writeable = False
 UNALIGNED = np.frombuffer(bytearray(97), np.uint8)[1:].view(np.float32).reshape(4, 6)
 TYPED = {
-    "x must be a float32 array, got array(float64": lambda: norm(
-        X.astype(float), None, None, False
+    "x must be a float32 or float64 array, got array(int64": lambda: norm(
+        X.astype(int), None, None, False
     ),
-    "x must be a float32 array, got int64": lambda: norm(1, None, None, False),
-    "x must be a float32 array, got none": lambda: norm(None, None, None, False),
+    "x must be a float32 or float64 array, got int64": lambda: norm(1, None, None, False),
+    "x must be a float32 or float64 array, got none": lambda: norm(None, None, None, False),
     "x must be C-contiguous": lambda: norm(X.T, None, None, False),
     "out must have 2 axes, got array": lambda: norm(X, None, X[0], False),
     "out must be writeable, got": lambda: norm(X, None, READ_ONLY, False),
     "accumulate must be True or False, got int64": lambda: norm(X, None, X, 1),
-    "residual must be a float32 array, got none": lambda: add(X, None, 1.0),
+    "residual must be a float32 or float64 array, got none": lambda: add(X, None, 1.0),
     "residual must be writeable, got": lambda: add_norm(X, READ_ONLY, None, None),
     "scale must be a real number, got complex128": lambda: add(X, X.copy(), 1j),
     "dweight needs weight": lambda: backward(X, X, None, None, X[0], False),
@@ -251,15 +314,16 @@ import numba, numpy as np, fastrms, fastrms.numba
 def norm(x):
     return fastrms.rms_norm(x)
 
-x = np.arange(12, dtype=np.float32).reshape(3, 4)
-assert (norm(x) == fastrms.rms_norm(x)).all()
+for dtype in (np.float32, np.float64):
+    x = np.arange(12, dtype=dtype).reshape(3, 4)
+    assert (norm(x) == fastrms.rms_norm(x)).all()
 print(sum(norm.stats.cache_hits.values()), sum(norm.stats.cache_misses.values()))
 """
 
 
 def test_cached_code_runs_in_another_process(tmp_path):
     (tmp_path / "cached.py").write_text(CACHED)
-    for wanted in ("0 1", "1 0"):
+    for wanted in ("0 2", "2 0"):
         done = subprocess.run(
             [sys.executable, "cached.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
         )
