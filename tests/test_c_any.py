@@ -1,5 +1,5 @@
-"""The functions `*_any` of fastrms.h, called through ctypes: the bits of the Python calls for arrays
-of any kinds; scratch that is only just enough; an error code for each bad call, which writes nothing.
+"""The functions `*_any` of fastrms.h, called through ctypes: the bits of the Python calls for
+arrays of any kinds; the smallest scratch; an error code for each bad call, which writes nothing.
 """
 
 import ctypes
@@ -142,9 +142,7 @@ def test_in_place(three_threads, rng, bfloat16, function):
         "rms_norm_backward": [("dx", "dy"), ("dx", "x")],
         "residual_add": [("residual", "x")],
     }
-    for mix, (output, source) in itertools.product(
-        mixes(function, 64, bfloat16), pairs[function]
-    ):
+    for mix, (output, source) in itertools.product(mixes(function, 64, bfloat16), pairs[function]):
         given = mixed(rng, function, mix | {output: mix[source]}, (40, 70))
         given[output] = given[source]
         wanted = {name: array.copy() for name, array in given.items()}
