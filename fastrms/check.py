@@ -98,8 +98,7 @@ def forward_ulp(weight, weight_offset=0.0, dtype="float32"):
 
 
 def in_ulp(bound, dtype):
-    """Return float32's bound in ulp of a dtype, a half being the float32 result, rounded; or that of
-    float64."""
+    """Return float32's bound in ulp of a half, which is the float32 result, rounded; or float64's."""
     bits = FORMATS[dtype].bits
     if bits > 24:
         return FORWARD_64

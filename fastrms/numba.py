@@ -237,7 +237,7 @@ def _any(name):
         _set(call.dweight, dweight, n)
         call.rows, call.n = rows, n
         call.eps, call.weight_offset, call.scale = eps, weight_offset, scale
-        call.accumulate, call.threads = flags, HERE
+        call.flags, call.threads = flags, HERE
         call.scratch, call.scratch_size = _address(memory) + CALL_SIZE, size
         code = function(_address(memory))
         _keep(memory)

@@ -22,7 +22,17 @@ from .c_api import (
     BAD_STRIDE,
     OK,
 )
-from .dtypes import KINDS, call, copies, dtype_of, mixed, mixes, rounded
+from .dtypes import (
+    KINDS,
+    call,
+    copies,
+    differences,
+    dtype_of,
+    mixed,
+    mixes,
+    rounded,
+    wide_dtype,
+)
 from .signatures import MATRICES, OUTPUTS, VECTORS
 
 FUNCTIONS = [name for name in MATRICES if hasattr(functions, f"{name}_any")]
@@ -99,7 +109,7 @@ def options_for(function, flags, number):
         numbers |= {"weight_offset": number % 3 / 2, "eps": 1e-6}
     in_python = dict(numbers)
     if flags:
-        numbers["accumulate"] = flags
+        numbers["flags"] = flags
         in_python["accumulate"] = True if function == "rms_norm" else IN_PYTHON[flags]
     return numbers, in_python
 
@@ -128,6 +138,34 @@ def test_bits(three_threads, rng, bfloat16, function, flags, shared):
             found = spread_all(given, number)
             assert run(function, found, threads=int(not shared), **numbers) == OK
             assert outputs(function, found) == outputs(function, wanted), (shape, mix)
+
+
+ROUND_FIRST = 4
+
+
+@pytest.mark.parametrize("function", ["rms_norm", "add_rms_norm"])
+def test_round_first(three_threads, rng, bfloat16, function):
+    """x / rms is rounded to out's kind or, if the call computes in that, to its input's; then the
+    product with the weight is rounded."""
+    norm_input = {"rms_norm": "x", "add_rms_norm": "residual"}[function]
+    for shape in ((1, 1), (3, 17), (70, 130), (3, 9000)):
+        for number, mix in enumerate(mixes(function, 24, bfloat16)):
+            given = mixed(rng, function, mix, shape)
+            given["x"].flat[0] = np.inf if function == "rms_norm" else 1
+            wanted = copies(given)
+            numbers = {"eps": 1e-6, "weight_offset": number % 2 / 2}
+            if function == "add_rms_norm":
+                call(function, wanted)  # stores the sum
+            wide = wide_dtype(function, given)
+            out, held = given["out"].dtype, wanted[norm_input]
+            kind = held.dtype if out == wide else out
+            with np.errstate(all="ignore"):
+                xhat = rounded(fastrms.rms_norm(held.astype(wide), eps=1e-6), kind).astype(wide)
+                factor = wide(numbers["weight_offset"]) + given["weight"].astype(wide)
+                wanted["out"] = rounded(xhat * factor, out)
+            found = spread_all(given, number)
+            assert run(function, found, threads=0, flags=ROUND_FIRST, **numbers) == OK
+            assert differences({"out": found["out"]}, {"out": wanted["out"]}) == [], (shape, mix)
             for name, array in found.items():  # inputs, and the gaps between rows
                 assert name in OUTPUTS[function] or (array == given[name]).all()
                 assert array.ndim == 1 or (array.base[:, shape[1] :] == 77).all()
@@ -220,14 +258,19 @@ NUMBERS = [
 ]
 
 
+BAD_FLAGS = {
+    "rms_norm_backward": (4, 8, -1),
+    "rms_norm": (2, 5, 8, -1),
+    "add_rms_norm": (1, 2, 5, 8),
+}
+
+
 def wrong(function, arguments):
     """Return (field, value, code): a field of an array is named `array.field`, an address added."""
     found = list(NUMBERS)
     if function != "residual_add":
         found += [("eps", eps, BAD_EPS) for eps in (-1e-300, float("nan"))]
-    if function in ("rms_norm", "rms_norm_backward"):
-        found += [("accumulate", flags, BAD_FLAG) for flags in (4, -1)]
-    found += [("accumulate", 2, BAD_FLAG)] * (function == "rms_norm")
+        found += [("flags", flags, BAD_FLAG) for flags in BAD_FLAGS[function]]
     for name, array in arguments.items():
         found += [(f"{name}.kind", kind, BAD_KIND) for kind in (-1, 4)]
         found += [
@@ -293,9 +336,9 @@ def test_the_fields_of_other_functions_are_not_read(rng, function):
     filled = described(given)
     lacking = {"x", "residual", "out", "dy", "dx", "weight", "dweight"} - {*given}
     numbers = {name: Array(1, 1, 99) for name in lacking}
-    if function in ("add_rms_norm", "residual_add"):
-        numbers["accumulate"] = 99
-    else:
+    if function == "residual_add":
+        numbers["flags"] = 99
+    elif function != "add_rms_norm":
         numbers["scale"] = np.nan
     if function == "residual_add":
         numbers |= {"eps": np.nan, "weight_offset": np.nan}
@@ -326,7 +369,7 @@ def test_empty(function):
         total = np.ones(5, kind)
         one = Array(total.ctypes.data, 0, NUMBER_OF[kind])
         vectors = dict.fromkeys(VECTORS[function], one)
-        numbers = {"accumulate": flags if "dweight" in vectors else 0} | room
+        numbers = {"flags": flags if "dweight" in vectors else 0} | room
         assert made(function, Call(rows=0, n=5, **matrices, **vectors, **numbers)) == OK
         assert total.all() == ("dweight" not in vectors or flags == 2)
         assert total.any() == total.all()

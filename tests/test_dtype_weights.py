@@ -27,7 +27,6 @@ WITH_WEIGHT = [function for function in FUNCTIONS if "weight" in VECTORS[functio
 N = 12
 
 
-
 @pytest.mark.parametrize("function", WITH_WEIGHT)
 def test_leading_axes_of_one(rng, bfloat16, function):
     """Weight may have the shape (1, ..., 1, n); a new dweight has its shape."""

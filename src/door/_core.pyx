@@ -43,7 +43,7 @@ include "door/jobs.pxi"
 include "door/split.pxi"
 # gives bad_*, init_c_job, c_*; uses isa, tuning, schedule, numbers, jobs
 include "door/c_api.pxi"
-# gives nothing; uses isa, tuning, threads, staging, schedule, c_api
+# gives nothing; uses tuning, threads, staging, schedule, c_api
 include "door/c_any.pxi"
 # gives nothing; uses isa, threads
 include "door/settings.pxi"

@@ -1,5 +1,5 @@
-# Arrays: conversion of an argument to an ndarray of a kind that kernels take, or an error that names
-# the argument, what was wanted and what came. Nothing here writes to an array.
+# Arrays: conversion of an argument to an ndarray of a kind that kernels take, or an error that
+# names the argument, what was wanted and what came. Nothing here writes to an array.
 
 import numpy as np
 
@@ -68,8 +68,8 @@ cdef str hint(object value, str name):
 
 
 # ---- type and shape ---------------------------------------------------------------------------
-# From here to the kernel no code of the caller's runs, except after an error. The checks set `other`
-# if an array is no float32: then set_kinds has to look at the call's arrays.
+# From here to the kernel no code of the caller's runs, except after an error. The checks set
+# `other` if an array is no float32: then set_kinds has to look at the call's arrays.
 
 # NumPy's number for ml_dtypes.bfloat16, which it gets when ml_dtypes is imported: by others, and
 # perhaps after fastrms.

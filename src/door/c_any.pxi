@@ -55,8 +55,16 @@ cdef int bad_vector(const fastrms_array* array) noexcept nogil:
 
 
 cdef inline int flags_of(const fastrms_call* call, Operation operation) noexcept nogil:
-    """Return `accumulate`, 0 for a function that does not have it."""
-    return call.accumulate if operation in (NORM, BACKWARD) else 0
+    """Return `flags`, 0 for a function that has none."""
+    return 0 if operation == ADD else call.flags
+
+
+cdef inline bint has_flags(Operation operation, int flags) noexcept nogil:
+    """Return whether a function takes these flags. Nothing is rounded first and added."""
+    if operation == BACKWARD:
+        return not flags & ~(FASTRMS_DX | FASTRMS_DWEIGHT)
+    return flags == 0 or flags == FASTRMS_ROUND_FIRST or (operation == NORM
+                                                          and flags == FASTRMS_DX)
 
 
 cdef int init_any(Job* job, const fastrms_call* call, Operation operation) noexcept nogil:
@@ -77,8 +85,7 @@ cdef int init_any(Job* job, const fastrms_call* call, Operation operation) noexc
         error = (error or take_any(job, &call.dy, &job.dy, &job.dy_stride, &job.kinds.dy, False)
                  or take_any(job, &call.dx, <const float**>&job.dx, &job.dx_stride,
                              &job.kinds.dx, True))
-    if error == FASTRMS_OK and flags_of(call, operation) & ~(
-            FASTRMS_DX | FASTRMS_DWEIGHT if operation == BACKWARD else FASTRMS_DX):
+    if error == FASTRMS_OK and not has_flags(operation, flags_of(call, operation)):
         error = FASTRMS_BAD_FLAG
     if error or job.n == 0:
         return error
@@ -105,11 +112,13 @@ cdef int run_any(const fastrms_call* call, Operation operation) noexcept nogil:
         return FASTRMS_BAD_SCRATCH
     tune(&job, 3, job.y, 0, flags & FASTRMS_DX, True)
     table = kernels_for(&job, &axis)
-    if call.flags & FASTRMS_ROUND_FIRST and call.weight.data != NULL:
+    if flags & FASTRMS_ROUND_FIRST and call.weight.data != NULL:
         job.round_kind = job.kinds.y
         if job.kinds.y == job.kinds.arithmetic:
             job.round_kind = job.kinds.residual if operation == ADD_NORM else job.kinds.x
-    free += c_scratch_bytes(call.rows, call.n, call.threads) + 2 * vector_bytes(call.n)
+    if operation == BACKWARD:
+        free += c_scratch_bytes(call.rows, call.n, call.threads)
+    free += 2 * vector_bytes(call.n)
     free += -<size_t>free & 63
     if call.scratch_size < <size_t>(free - <char*>call.scratch + staging_bytes(&job)):
         return FASTRMS_BAD_SCRATCH

@@ -66,7 +66,8 @@ cdef inline int run_c_norm(Job* job, bint add, int accumulate, int threads) noex
     if error or (add and job.y == job.residual):
         return error or FASTRMS_BAD_POINTER
     tune(job, 3 if add else 2, job.y, job.y_stride, accumulate, job.y == job.x)
-    run_c(kernels, kernels.add_rms_norm if add else kernels.rms_norm, job, NULL, False, NULL, NULL, 0, threads)
+    run_c(kernels, kernels.add_rms_norm if add else kernels.rms_norm, job, NULL, False, NULL, NULL,
+          0, threads)
     return FASTRMS_OK
 
 
@@ -129,8 +130,8 @@ cdef int run_c_backward(Job* job, float* dweight, double* scratch, int accumulat
         return error
     tune(job, 3, job.dx, job.dx_stride, accumulate & FASTRMS_DX != 0,
          job.dx == job.x or job.dx == job.dy)
-    run_c(kernels, kernels.backward, job, dweight, accumulate & FASTRMS_DWEIGHT != 0, scratch, NULL, 0,
-          threads)
+    run_c(kernels, kernels.backward, job, dweight, accumulate & FASTRMS_DWEIGHT != 0, scratch,
+          NULL, 0, threads)
     return FASTRMS_OK
 
 

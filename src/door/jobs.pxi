@@ -63,8 +63,8 @@ cdef inline void init_job(Job* job, Py_ssize_t rows, Py_ssize_t n) noexcept nogi
 
 
 cdef cnp.ndarray weight_for(Job* job, const Table* table, cnp.ndarray weight):
-    """Set a job's weight to rows_of(weight) in the arithmetic of a table's kernels; return the array
-    that holds it, None for None."""
+    """Set a job's weight to a vector in the arithmetic of a table's kernels; return the array that
+    holds it, None for None."""
     if weight is None:
         return None
     weight = vector_for(table, weight, True)

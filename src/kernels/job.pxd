@@ -48,7 +48,7 @@ ctypedef struct Job:        # float64 kernels cast the pointers: there each floa
     Py_ssize_t dx_stride
     Py_ssize_t x_stride
     Py_ssize_t dy_stride
-    # The leading axes, innermost first, if one row stride is not enough, or if rows are staged: then
+    # The leading axes, innermost first, if one row stride is not enough or if rows are staged: then
     # the strides above are those of axes[0], and a kernel gets rows of axes[0] alone. Else NULL.
     const Axis* axes
     # Rows of another kind than the arithmetic's are converted on their way to a kernel and back.

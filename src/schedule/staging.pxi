@@ -1,5 +1,5 @@
-# Staging: rows of another kind than the call's arithmetic are converted into scratch, some at a time,
-# a kernel runs on them there, in cache, and what it wrote is rounded once into the arrays.
+# Staging: rows of another kind than the call's arithmetic are converted into scratch, some at a
+# time, a kernel runs on them there, in cache, and what it wrote is rounded once into the arrays.
 
 from libc.string cimport memset
 
@@ -25,22 +25,21 @@ cdef inline Py_ssize_t staged_rows(const Job* job) noexcept nogil:
 
 
 cdef inline Py_ssize_t area_bytes(const Job* job) noexcept nogil:
-    """Return the bytes of one array's scratch: whole lines, and two more, so that the same columns of
-    two arrays are not a multiple of 4 KiB apart."""
+    """Return the bytes of one array's scratch: whole lines, and two more, so that the same columns
+    of two arrays are not a multiple of 4 KiB apart."""
     return (staged_rows(job) * job.n * kind_size(job.kinds.arithmetic) + 63) // 64 * 64 + 128
 
 
 cdef Py_ssize_t staging_bytes(const Job* job) noexcept nogil:
     """Return the bytes of scratch that a thread needs; 0 if nothing is staged."""
     cdef int kind = job.kinds.arithmetic
-    cdef Py_ssize_t rounded = 0
+    cdef Py_ssize_t areas = ((job.kinds.x != kind) + (job.kinds.dy != kind) + (job.kinds.y != kind)
+                             + (job.kinds.residual != kind) + (job.kinds.dx != kind))
     if not job.staged:
         return 0
-    if job.round_kind != kind:
-        rounded = area_bytes(job) + staged_rows(job) * <Py_ssize_t>sizeof(double)
-    return rounded + area_bytes(job) * ((job.kinds.x != kind) + (job.kinds.dy != kind)
-                              + (job.kinds.residual != kind) + (job.kinds.y != kind)
-                              + (job.kinds.dx != kind))
+    if job.round_kind == kind:
+        return areas * area_bytes(job)
+    return (areas + 1) * area_bytes(job) + staged_rows(job) * sizeof(double)
 
 
 cdef struct Stage:
@@ -79,8 +78,8 @@ cdef void* take_rows(Stage* stage, const void* array, Py_ssize_t* stride, int ki
 
 cdef void* output_rows(Stage* stage, const void* array, Py_ssize_t* stride, int kind,
                        const void* source, int source_kind) noexcept nogil:
-    """Return where a kernel writes an array's rows: themselves, or scratch, that of an input if it is
-    not read again."""
+    """Return where a kernel writes an array's rows: themselves, or scratch, that of an input if it
+    is not read again."""
     cdef bint adds = stage.job.store == ACCUMULATE
     if adds or kind == stage.job.kinds.arithmetic or source_kind == stage.job.kinds.arithmetic:
         return take_rows(stage, array, stride, kind, adds)
@@ -96,7 +95,7 @@ cdef void give_rows(const Stage* stage, void* array, Py_ssize_t stride, int kind
 
 
 cdef void round_and_weigh(const Stage* stage, Job* here) noexcept nogil:
-    """Round here.y, which is x / rms, and multiply it by the weight: as a split row with an rms of 1."""
+    """Round here.y, which is x / rms, and multiply it by the weight: as split rows whose rms is 1."""
     cdef const Job* job = stage.job
     cdef char* rounded = stage.free
     convert_rows(stage, rounded, job.n, job.round_kind, here.y, here.y_stride,
