@@ -89,7 +89,7 @@ ctypedef struct Table:
     rows_kernel row_products
     rows_kernel backward
     # dweight (n,) OUT, or NULL, of at most 8 rows. False, and nothing written, if one needs
-    # float64.
+    # float64. NULL for float64 rows.
     bint (*backward_few)(const Job* job, void* dweight) noexcept nogil
     void (*add_block)(double* dweight, const double* block, Py_ssize_t n) noexcept nogil
     void (*store_dweight)(void* out, const double* dweight, Py_ssize_t n,

@@ -53,9 +53,8 @@ cdef void convert(void* to, int to_kind, const void* source, int kind,
 cdef Table[2] TABLES    # of float32 rows, and of float64 rows
 TABLES[0] = Table(start, rms_norm, add_rms_norm, residual_add, row_squares, row_products, backward,
                   backward_few, add_block, store_dweight, convert)
-TABLES[1] = Table(start_64, rms_norm_64, add_rms_norm_64, residual_add_64, row_squares_64,
-                  row_products_64, backward_64, backward_few_64, add_block, store_dweight_64,
-                  convert)
+TABLES[1] = Table(start_64, rms_norm_64, add_rms_norm_64, residual_add_64, rms_norm_64,
+                  backward_64, backward_64, NULL, add_block, store_dweight_64, convert)
 
 table = PyCapsule_New(TABLES, "fastrms.kernels", NULL)
 flags = FLAGS.decode()

@@ -169,7 +169,8 @@ cdef inline bint start_job(const Table* table, rows_kernel kernel, Job* job, voi
         done = elements < min(RELEASE_GIL, parallel_from) and job.axes == NULL
         if done:
             kernel(job, 0, job.rows, NULL)
-    elif (0 < job.rows <= GROUP and not accumulate and job.squares == NULL and job.axes == NULL
+    elif (table.backward_few != NULL and 0 < job.rows <= GROUP and not accumulate
+            and job.squares == NULL and job.axes == NULL
             and (dweight != NULL or elements < RELEASE_GIL)):
         done = table.backward_few(job, dweight)
     restore_fp_state(state)
