@@ -98,7 +98,7 @@ def forward_ulp(weight, weight_offset=0.0, dtype="float32"):
 
 
 def in_ulp(bound, dtype):
-    """Return float32's bound in ulp of a half, which is the float32 result, rounded; or float64's."""
+    """Return float32's bound in ulp of a half, the float32 result rounded; or that of float64."""
     bits = FORMATS[dtype].bits
     if bits > 24:
         return FORWARD_64

@@ -179,8 +179,8 @@ cdef inline bint start_job(const Table* table, rows_kernel kernel, Job* job, voi
 
 cdef inline int run(const Table* table, rows_kernel kernel, Job* job, void* dweight,
                     bint accumulate) except -1:
-    """Run a kernel of a table over all rows, from Python. dweight (n,) OUT, IN-OUT to accumulate, or
-    NULL.
+    """Run a kernel of a table over all rows, from Python. dweight (n,) OUT, IN-OUT to accumulate,
+    or NULL.
 
     The GIL is released if that is worth its cost, and Ctrl-C is checked for.
     """

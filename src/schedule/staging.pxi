@@ -33,10 +33,11 @@ cdef inline Py_ssize_t area_bytes(const Job* job) noexcept nogil:
 cdef Py_ssize_t staging_bytes(const Job* job) noexcept nogil:
     """Return the bytes of scratch that a thread needs; 0 if nothing is staged."""
     cdef int kind = job.kinds.arithmetic
-    cdef Py_ssize_t areas = ((job.kinds.x != kind) + (job.kinds.dy != kind) + (job.kinds.y != kind)
-                             + (job.kinds.residual != kind) + (job.kinds.dx != kind))
+    cdef Py_ssize_t areas
     if not job.staged:
         return 0
+    areas = ((job.kinds.x != kind) + (job.kinds.dy != kind) + (job.kinds.y != kind)
+             + (job.kinds.residual != kind) + (job.kinds.dx != kind))
     if job.round_kind == kind:
         return areas * area_bytes(job)
     return (areas + 1) * area_bytes(job) + staged_rows(job) * sizeof(double)
@@ -95,7 +96,7 @@ cdef void give_rows(const Stage* stage, void* array, Py_ssize_t stride, int kind
 
 
 cdef void round_and_weigh(const Stage* stage, Job* here) noexcept nogil:
-    """Round here.y, which is x / rms, and multiply it by the weight: as split rows whose rms is 1."""
+    """Round here.y, which is x / rms, and multiply it by the weight: split rows whose rms is 1."""
     cdef const Job* job = stage.job
     cdef char* rounded = stage.free
     convert_rows(stage, rounded, job.n, job.round_kind, here.y, here.y_stride,
