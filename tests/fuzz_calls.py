@@ -12,6 +12,7 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from .dtypes import ml_dtypes, rounded
 from .signatures import (
     ACCUMULATE,
     MATRICES,
@@ -23,7 +24,10 @@ from .signatures import (
     beside,
 )
 
-FLOAT, DOUBLE = "f4", "f8"  # dtype of the arrays; of the sums
+FLOAT, DOUBLE, HALF, BFLOAT = "f4", "f8", "f2", "bfloat16"
+# What the dtype of each array of a call is drawn from; most calls have float32 alone.
+WITHIN_FLOAT32 = (FLOAT, HALF, *([BFLOAT] if ml_dtypes else []))
+DTYPES = (*[(FLOAT,)] * 5, (DOUBLE,), WITHIN_FLOAT32, (*WITHIN_FLOAT32, DOUBLE))
 MEMORIES = 2  # few, so that arguments often share one
 BYTES = 1 << 15
 MOST = 2500  # limit on the elements of a matrix
@@ -38,15 +42,18 @@ MOST_SIZE = (1 << 40) - 1
 # Scales of the normal values that fill a memory.
 SCALES = (1.0, 1.0, 1.0, 0.0, 1e-45, 1e-38, 1e-20, 1e19, 1e37)
 SPECIALS = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, 3e38, 1.0], np.float32)
-OTHER_TYPES = ("f2", "i4", "u4", "c8", "?", "O", "V4", [("value", "f4")], "i8", "g")
-OTHERS = {FLOAT: (*OTHER_TYPES, "f8", ">f4"), DOUBLE: (*OTHER_TYPES, "f4", ">f8")}
-# What a valid argument may be, other than a plain ndarray.
+OTHERS = ("i4", "u4", "c8", "?", "O", "V2", "V4", [("value", "f4")], "i8", "u2", "g", ">f4", ">f8")
+NOT_SUMS = ("f2", "f4")
+# What a valid argument may be, other than a plain ndarray; bfloat16 exports no buffer.
 CONTAINERS = {
     FLOAT: ("subclass", "memmap", "memoryview", "array", "ctypes"),
-    DOUBLE: ("subclass", "memmap", "scalar"),
+    DOUBLE: ("subclass", "memmap", "memoryview", "array", "ctypes"),
+    HALF: ("subclass", "memmap", "memoryview"),
+    BFLOAT: ("subclass", "memmap"),
 }
+CONTAINERS_OF_SUMS = ("subclass", "memmap", "scalar")
 KINDS = ("back", "zero", "gap", "odd", "into", "far")  # of an axis's stride
-WRONG = ("type", "masked", "list", "bytes", "number", "double buffer", "none", "shape", "shape")
+WRONG = ("type", "masked", "list", "bytes", "number", "integer buffer", "none", "shape", "shape")
 
 
 class Tagged(np.ndarray):
@@ -114,22 +121,23 @@ def _plain(shape, item):
 
 
 @st.composite
-def places(draw, shape, output, dtype):
+def places(draw, shape, output, dtype, sums):
     """Draw an argument of this shape, most often a valid one."""
+    item = np.dtype(dtype).itemsize
     wrong = draw(st.sampled_from(("",) * 250 + WRONG))
     if wrong == "shape":
         shape = draw(st.sampled_from((shape[1:], (2, *shape), shape[::-1], (*shape[:-1], 7))))
-    strides, before, behind = draw(layouts(shape, np.dtype(dtype).itemsize))
+    strides, before, behind = draw(layouts(shape, item))
     room = BYTES - before - behind
     assume(room >= 0)  # a wrong shape may need more
-    near = min(room, 4 * draw(st.integers(0, 300)))  # overlaps others partly
+    near = min(room, item * draw(st.integers(0, 300)))  # overlaps others partly
     start = draw(st.sampled_from((0, near, near, room, draw(st.integers(0, room)))))
-    start -= 0 if draw(st.integers(0, 7)) == 0 else start % 4
+    start -= 0 if draw(st.integers(0, 7)) == 0 else start % item
     readonly = draw(st.integers(0, 40 if output else 5)) == 0
     container = "ndarray"
     if draw(st.integers(0, 3)) == 0:
-        container = draw(st.sampled_from(CONTAINERS[dtype]))
-    other = draw(st.sampled_from(OTHERS[dtype]))
+        container = draw(st.sampled_from(CONTAINERS_OF_SUMS if sums else CONTAINERS[dtype]))
+    other = draw(st.sampled_from((*OTHERS, *NOT_SUMS) if sums else OTHERS))
     memory = draw(st.integers(0, MEMORIES - 1))
     start += before
     return Place(memory, start, shape, strides, container, readonly, wrong, other, dtype)
@@ -152,9 +160,12 @@ def calls(draw):
     required = REQUIRED[function]
     names = [*MATRICES[function], *VECTORS[function], *SUMS[function]]
     chosen = [name for name in names if name in required or draw(st.integers(0, 3))]
-    places_of = {}
+    places_of, dtypes = {}, draw(st.sampled_from(DTYPES))
     for name in chosen:
-        own, dtype = beside(function, name, shape), DOUBLE if name in SUMS[function] else FLOAT
+        sums, own = name in SUMS[function], beside(function, name, shape)
+        dtype = DOUBLE if sums else draw(st.sampled_from(dtypes))
+        if name in VECTORS[function]:
+            own = draw(st.sampled_from(_vector_shapes(own, places_of)))
         twins = [
             other
             for other, place in places_of.items()
@@ -164,7 +175,7 @@ def calls(draw):
             twin = draw(st.sampled_from(twins))  # the same object, or another view of its elements
             places_of[name] = twin if draw(st.booleans()) else places_of[twin]
         else:
-            places_of[name] = draw(places(own, name in OUTPUTS[function], dtype))
+            places_of[name] = draw(places(own, name in OUTPUTS[function], dtype, sums))
     return Call(
         function,
         places_of,
@@ -177,6 +188,14 @@ def calls(draw):
         draw(st.integers(0, 2)),
         draw(st.sampled_from((1, 1, 1, 2))),
     )
+
+
+def _vector_shapes(own, places_of):
+    """Return shapes for weight, or beside a weight for dweight; the last two may be wrong then."""
+    axes, weight = ((1, *own), (1, 1, *own)), places_of.get("weight")
+    if isinstance(weight, Place):
+        return *[own, weight.shape] * 10, *axes
+    return *[own] * 5, *axes
 
 
 @st.composite
@@ -205,10 +224,26 @@ def options(draw, function, n):
 def fill(call):
     """Return the memories that hold the arguments of a call."""
     rng = np.random.default_rng(call.seed)
-    memories = [_values(rng, kind).view(np.uint8) for kind in call.fills]
+    memories = [_values(rng, kind, BYTES // 4).view(np.uint8) for kind in call.fills]
+    for place in call.places.values():
+        if not isinstance(place, str) and place.dtype != FLOAT:
+            _put_numbers(rng, place, call.fills[place.memory], memories)
     if call.others:
         _put_sums(call, memories)
     return memories
+
+
+def _put_numbers(rng, place, kind, memories):
+    """Fill an argument anew: halves of a float32 are no numbers of one size."""
+    view = _view(place, memories)
+    if kind == "bits":
+        raw = np.frombuffer(rng.bytes(view.size * view.itemsize), view.dtype)
+        view[...] = raw.reshape(view.shape)
+        return
+    values = _values(rng, kind, view.size).astype(np.float64).reshape(view.shape)
+    if place.dtype == DOUBLE and kind == "wild":
+        values = np.ldexp(values, rng.integers(-900, 900, view.shape))
+    view[...] = rounded(values, view.dtype)
 
 
 def _put_sums(call, memories):
@@ -230,8 +265,7 @@ def _view(place, memories):
     return np.ndarray(place.shape, place.dtype, memory, place.offset, place.strides)
 
 
-def _values(rng, kind):
-    count = BYTES // 4
+def _values(rng, kind, count):
     if kind == "bits":
         return rng.integers(0, 1 << 32, count, np.uint32).view(np.float32)
     normal = rng.standard_normal(count, np.float32)
@@ -255,12 +289,12 @@ def _build(place, memories):
     if place.wrong not in ("", "shape"):
         return Built(_wrong(place, view), None)
     if place.container == "array":
-        value = array.array("f", view.tobytes())
-        return Built(value, np.frombuffer(value, np.float32) if view.size else view.reshape(-1))
+        value = array.array("f" if place.dtype == FLOAT else "d", view.tobytes())
+        return Built(value, np.frombuffer(value, view.dtype) if view.size else view.reshape(-1))
     if place.container == "scalar" and not view.ndim:
         return Built(view[()], view.copy())
     if place.container == "ctypes" and view.flags.c_contiguous and view.ndim:
-        kind = ctypes.c_float
+        kind = ctypes.c_float if place.dtype == FLOAT else ctypes.c_double
         for length in reversed(place.shape):
             kind = kind * length
         value = kind.from_buffer(memories[place.memory].data, place.offset)
@@ -279,7 +313,7 @@ def _wrong(place, view):
         "list": lambda: view.tolist(),
         "bytes": lambda: view.tobytes(),
         "number": lambda: 1.0,
-        "double buffer": lambda: array.array("d", [0.0] * view.size),
+        "integer buffer": lambda: array.array("i", [0] * view.size),
         "none": lambda: None,
     }
     return makers[place.wrong]()
