@@ -3,8 +3,9 @@
     python tests/golden.py            compare this build with them: every instruction set, all WAYS
     python tests/golden.py --write    write them anew, and say what changed
 
-It needs only NumPy and fastrms, so that any Python and any emulator can run it. Integer arithmetic
-makes the inputs: a release may change the bits of random generators and math functions.
+It needs only NumPy and fastrms, so that any Python and any emulator can run it; digests of bfloat16
+arrays are compared if ml_dtypes is installed. Integer arithmetic makes the inputs: a release may
+change the bits of random generators and math functions.
 """
 
 import hashlib
@@ -18,6 +19,11 @@ import numpy as np
 
 import fastrms
 from fastrms import _core
+
+try:
+    import ml_dtypes
+except ModuleNotFoundError:
+    ml_dtypes = None
 
 FILE = Path(__file__).with_suffix(".json")
 
@@ -52,6 +58,13 @@ WAYS = (
     (3, "gaps"),
 )  # threads, layout
 LARGEST = np.finfo(np.float32).max
+# Dtypes of x, dy, residual, weight, dweight, and of `out`: y or dx.
+KINDS = {"h": "float16", "b": "bfloat16", "f": "float32", "d": "float64"}
+DOUBLE = "dddddd"
+MIXES = ("hhhhhh", "bbbbbb", "bbfffb", "hfhddf", "fddhfd", "dhhfhh", "bdbbbd")
+DOUBLE_SHAPES = ((9, 1), (9, 7), (9, 17), (67, 65), (40, 129), (5, 1000))
+DOUBLE_SCALES = (-1021, -530, 530, 1000)  # partly subnormal; squares underflow; squares overflow
+MIXED_SHAPES = ((67, 65), (3, 9001))  # rows staged some at a time, and one at a time
 
 
 class Case(NamedTuple):
@@ -62,6 +75,7 @@ class Case(NamedTuple):
     residual: np.ndarray
     weight: np.ndarray
     eps: float
+    mix: str = "ffffff"
 
 
 def noise(shape, stream):
@@ -150,10 +164,59 @@ SPECIALS = {
 }
 
 
+def rounded(values, kind):
+    """Return float32 values in another dtype; a float64 gets bits beyond those of a float32."""
+    if kind == "d":
+        return values.astype(np.float64) + bell(values.shape, 5).astype(np.float64) * 2.0**-30
+    return values.astype(KINDS[kind])
+
+
+def every_exponent(shape, kind, stream):
+    """Draw from the bit patterns whose exponent is even: all sizes, but neither Inf nor NaN."""
+    fraction, width = {"h": (10, 2), "b": (7, 2), "f": (23, 4), "d": (52, 8)}[kind]
+    bits = noise((*shape[:-1], shape[-1] * 2), stream).view(np.uint64)
+    bits = bits if sys.byteorder == "little" else bits << np.uint64(32) | bits >> np.uint64(32)
+    return (bits & ~(np.uint64(1) << np.uint64(fraction))).astype(f"u{width}").view(KINDS[kind])
+
+
+def mixed_case(shape, mix):
+    """Return a case of other dtypes; `mix` has a letter for each of its arrays."""
+    case = plain_case(shape)
+    arrays = (rounded(values, kind) for values, kind in zip(case[:4], mix, strict=False))
+    return Case(*arrays, case.eps, mix)
+
+
+def any_size(shape, mix):
+    arrays = (every_exponent(shape, kind, 30 + i) for i, kind in enumerate(mix[:3]))
+    return Case(*arrays, mixed_case(shape, mix).weight, 0.0, mix)
+
+
+def scaled(case, exponent):
+    scale = 2.0**exponent
+    return case._replace(x=case.x * scale, residual=case.residual * scale, eps=0.0)
+
+
+def mixed_cases():
+    """Yield the cases with other dtypes than float32; those with bfloat16 if ml_dtypes is there."""
+    for rows, n in DOUBLE_SHAPES:
+        yield f"{rows} x {n}, float64", mixed_case((rows, n), DOUBLE)
+    for exponent in DOUBLE_SCALES:
+        case = scaled(mixed_case((9, 100), DOUBLE), exponent)
+        yield f"9 x 100, float64, scale 2**{exponent}", case
+    yield "9 x 100, float64, any size", any_size((9, 100), DOUBLE)
+    for number, mix in enumerate(MIXES):
+        if "b" not in mix or ml_dtypes:
+            name = " ".join(KINDS[kind] for kind in mix)
+            rows, n = MIXED_SHAPES[number % 4 == 3]
+            yield f"{rows} x {n}, {name}", mixed_case((rows, n), mix)
+            yield f"9 x 100, {name}, any size", any_size((9, 100), mix)
+
+
 def cases():
     """Yield the name and the inputs of each case."""
     for (rows, n), exponent in itertools.product(SHAPES, SCALES):
         yield f"{rows} x {n}, scale 2**{exponent}", plain_case((rows, n), exponent)
+    yield from mixed_cases()
     for (rows, n), (name, edit) in itertools.product(SPECIAL_SHAPES, SPECIALS.items()):
         with np.errstate(all="ignore"):
             yield f"{rows} x {n}, {name}", edit(plain_case((rows, n)))
@@ -190,9 +253,10 @@ class Arrays:
     """A case's inputs and outputs, fresh, in one layout."""
 
     def __init__(self, case, layout):
+        held, out = (KINDS[kind] for kind in case.mix[4:])
         self.x, self.dy, self.residual, self.weight, self.held, self.out = (
             laid_out(values, layout)
-            for values in (*case[:4], case.weight, np.full_like(case.x, np.nan))
+            for values in (*case[:4], case.weight.astype(held), np.full_like(case.x, np.nan, out))
         )
         self.eps = case.eps
 
@@ -201,11 +265,11 @@ def laid_out(values, layout):
     """Return a writeable copy: dense, rows with gaps, rows reversed, or every second element."""
     n = values.shape[-1]
     if layout == "gaps":
-        array = np.empty((*values.shape[:-1], n + 5), np.float32)[..., 2 : n + 2]
+        array = np.empty((*values.shape[:-1], n + 5), values.dtype)[..., 2 : n + 2]
     elif layout == "reversed":
         array = np.empty_like(values)[::-1]
     elif layout == "strided":
-        array = np.empty((*values.shape[:-1], 2 * n), np.float32)[..., ::2]
+        array = np.empty((*values.shape[:-1], 2 * n), values.dtype)[..., ::2]
     else:
         array = np.empty_like(values)
     array[...] = values
@@ -216,8 +280,8 @@ def digest(arrays):
     """Return a 32-bit hash as hex. All NaNs count as one: sign and payload are not promised."""
     state = hashlib.blake2b(digest_size=4)
     for array in arrays:
-        little = np.where(np.isnan(array), np.float32(np.nan), array).astype("<f4")
-        state.update(little.tobytes())
+        same = np.where(np.isnan(array), array.dtype.type(np.nan), array)
+        state.update(same.view(f"u{same.itemsize}").astype(f"<u{same.itemsize}").tobytes())
     return state.hexdigest()
 
 
@@ -256,7 +320,20 @@ def differences(golden, found):
     return lines
 
 
+def read_for_these_dtypes():
+    """Return the recorded digests that this NumPy has the dtypes for; say how many are left out."""
+    golden = read()
+    if ml_dtypes:
+        return golden
+    kept = {name: row for name, row in golden.items() if "bfloat16" not in name}
+    left = sum(map(len, golden.values())) - sum(map(len, kept.values()))
+    print(f"ml_dtypes is not installed: {left} digests of bfloat16 arrays are not compared")
+    return kept
+
+
 def rewrite():
+    if not ml_dtypes:
+        sys.exit("ml_dtypes is not installed: digests of bfloat16 arrays would be lost")
     found = compute()
     lines = differences(read(), found)
     write(found)
@@ -265,7 +342,7 @@ def rewrite():
 
 
 def compare():
-    golden, isas, wrong = read(), _core.available_isas(), []
+    golden, isas, wrong = read_for_these_dtypes(), _core.available_isas(), []
     _core.set_parallel_from(1)
     for isa, (threads, layout) in itertools.product(isas, WAYS):
         _core.use_isa(isa)
