@@ -177,7 +177,7 @@ def _passed(built):
 
 
 def arithmetic(call, arguments):
-    """Return "float32" for arrays of that alone, else "float64" if that is computed in, or "mixed"."""
+    """Return "float32" if all arrays are, else "float64" if the arithmetic is, or "mixed"."""
     given = {name: built.view for name, built in arguments.items() if _passed(built)}
     dtypes = {view.dtype for name, view in given.items() if name not in SUMS[call.function]}
     if dtypes == {np.dtype(np.float32)}:
