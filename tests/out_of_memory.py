@@ -69,6 +69,25 @@ def split_calls():
             yield "rms_scale_backward", {**both, **outputs}, (*outputs,)
 
 
+def mixed_calls():
+    """Yield the same for arrays of several dtypes, whose rows are staged in scratch."""
+    half, single, double = np.float16, np.float32, np.float64
+    for make in (draw, strided):
+        for first, second, third in ((half, single, double), (double, half, half)):
+            x, weight = make(ROWS, N).astype(first), make(N).astype(third)
+            dy, out = make(ROWS, N).astype(third), make(ROWS, N).astype(second)
+            yield "rms_norm", {"x": x, "weight": weight}, ()
+            yield "rms_norm", {"x": x, "weight": weight, "out": out}, ("out",)
+            outputs = {"residual": out, "out": make(ROWS, N).astype(third)}
+            yield "add_rms_norm", {"x": x, "weight": weight, **outputs}, (*outputs,)
+            yield "residual_add", {"x": x, "residual": out}, ("residual",)
+            outputs = {"dx": out, "dweight": make(N).astype(second)}
+            for given in ({}, outputs, {**outputs, "accumulate": True}):
+                arguments = {"dy": dy, "x": x, "weight": weight, **given}
+                yield "rms_norm_backward", arguments, tuple({*given} & {*outputs})
+            yield "sum_products", {"dy": dy, "x": x, "weight": weight}, ()
+
+
 def attempt(function, arguments, count):
     """Call and fail allocation `count`, from 0; return the error, and whether it got that far."""
     failed = ctypes.c_int()
@@ -108,6 +127,26 @@ def left_by(case):
     return malloc.living_blocks() - before - 1  # `before` is a block itself
 
 
+def scratch_is_taken_once():
+    """Compare allocations with those of float32, which needs scratch for sums of dweight alone."""
+    x, dy, out, weight, dweight = draw(ROWS, N), draw(ROWS, N), draw(ROWS, N), draw(N), draw(N)
+    outputs = {"dx": out, "dweight": dweight}
+    for name, arguments, written, more in (
+        ("rms_norm", {"x": x, "out": out}, ("out",), 1),
+        ("add_rms_norm", {"x": x, "residual": dy, "out": out}, ("residual", "out"), 1),
+        ("residual_add", {"x": x, "residual": out}, ("residual",), 1),
+        ("sum_squares", {"x": x}, (), 1),
+        ("rms_norm_backward", {"dy": dy, "x": x, "dx": out}, ("dx",), 1),
+        ("rms_norm_backward", {"dy": dy, "x": x, "weight": weight, **outputs}, (*outputs,), 0),
+    ):
+        mixed = {**arguments, "x": x.astype(np.float16)}
+        counts = [
+            min(survive(name, given, written) for _ in range(3))  # Python fills caches at first
+            for given in (arguments, mixed)
+        ]
+        assert counts[1] - counts[0] == more, (name, counts)
+
+
 def main(isa):
     warnings.simplefilter("error")
     fastrms._core.use_isa(isa)
@@ -115,7 +154,8 @@ def main(isa):
     for threads in (1, 2):
         fastrms.set_num_threads(threads)
         fastrms._core.set_parallel_from(1 if threads > 1 else 1 << 30)
-        for case in (*calls(), *split_calls()):
+        scratch_is_taken_once()
+        for case in (*calls(), *split_calls(), *mixed_calls()):
             tries = (left_by(case) <= 0 for _ in range(4))  # Python fills caches at first
             assert any(tries), f"{case[0]} with {list(case[1])} leaks blocks"
             total += survive(*case)

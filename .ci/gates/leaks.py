@@ -43,7 +43,7 @@ def cases():
         lambda: norm(x, weight, -1.0),
         lambda: norm(x, weight, "1"),
         lambda: norm(x, weight[1:]),
-        lambda: norm(x.astype(float)),
+        lambda: norm(x.astype(int)),
         lambda: norm([1.0]),
         lambda: norm(np.ma.array(x)),
         lambda: norm(x, accumulate=True),
@@ -56,6 +56,27 @@ def cases():
         lambda: residual_add(x, x[0]),
         lambda: residual_add(x, np.broadcast_to(weight, x.shape)),
         lambda: fastrms.set_num_threads(0),
+    ]
+
+
+def mixed_cases():
+    """Return the same for arrays of several dtypes, whose rows are staged in scratch."""
+    rng = np.random.default_rng(0)
+    x, dy, double = (rng.standard_normal((40, 70)).astype(kind) for kind in ("f2", "f4", "f8"))
+    weight, row, apart = double[:1].copy(), x[0].copy(), np.empty((70, 40), np.float16).T
+    norm, backward = fastrms.rms_norm, fastrms.rms_norm_backward
+    return [
+        lambda: norm(double, row),
+        lambda: norm(x, weight, out=apart, accumulate=True),
+        lambda: norm(memoryview(x), row, out=memoryview(dy)),
+        lambda: backward(dy, x, weight),
+        lambda: backward(double, x, row, dx=apart, dweight=dy[0, ::-1].copy(), accumulate=True),
+        lambda: fastrms.add_rms_norm(x, apart, weight, scale=0.5, out=dy),
+        lambda: fastrms.residual_add(x, double),
+        lambda: fastrms.sum_products(x, dy, weight),
+        lambda: norm(x.view("V2")),
+        lambda: backward(x, x, row, dweight=weight),
+        lambda: norm(x, out=x.view(">f2")),
     ]
 
 
@@ -92,7 +113,7 @@ def split_cases():
 
 
 def main():
-    errors, every = (TypeError, ValueError, MemoryError), cases() + split_cases()
+    errors, every = (TypeError, ValueError, MemoryError), [*cases(), *mixed_cases(), *split_cases()]
     rounds = CALLS // len(every)
     for count in range(rounds + 1):
         if count == rounds // 100:  # by now every cache is warm
