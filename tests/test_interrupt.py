@@ -96,6 +96,38 @@ def test_rows_are_done_or_as_they_were(restore, draw, function, count):
     assert all((other == first).all() for other in others)
 
 
+@pytest.mark.parametrize(
+    ("function", "dtypes"),
+    [
+        ("rms_norm", {"x": "f8", "weight": "f8", "out": "f8"}),
+        ("add_rms_norm", {"x": "f2", "weight": "f8", "residual": "f4", "out": "f2"}),
+    ],
+    ids=["float64", "mixed"],
+)
+def test_rows_of_other_dtypes(restore, draw, function, dtypes):
+    """Rows are done or as they were, and the scratch that they are staged in is freed."""
+    fastrms.set_num_threads(2)
+    arguments = _arguments(function, draw)
+    for name, dtype in dtypes.items():
+        if name == "x":
+            arguments[name] = np.broadcast_to(draw(N).astype(dtype), (ROWS, N))
+        else:
+            arguments[name] = arguments[name].astype(dtype)
+    expected = _expected(function, arguments)
+    watched = arguments[next(iter(expected))]
+    tracemalloc.start()
+    try:
+        _interrupt(function, arguments, lambda: watched[0, 0] != HELD)
+        assert tracemalloc.get_traced_memory()[0] < 2**16
+    finally:
+        tracemalloc.stop()
+    for name, row in expected.items():
+        finished = (arguments[name] == row).all(axis=1)
+        assert 0 < finished.sum() < ROWS
+        assert not finished[finished.sum() :].any(), "rows are done in order"
+        assert (arguments[name][~finished] == HELD).all()
+
+
 @pytest.mark.parametrize("function", WRITES_ROWS)
 def test_outputs_that_go_by_a_copy(draw, function):
     """Outputs that need a copy stay unchanged, and the copy is freed."""
