@@ -24,6 +24,19 @@ needs_pool = pytest.mark.skipif(
 )
 
 
+# float32 for every function, and one function each of float64 and of staged rows.
+IN_DTYPES = [(function, "float32") for function in FUNCTIONS]
+IN_DTYPES += [("rms_norm_backward", "float64"), ("add_rms_norm", "mixed")]
+
+
+def _in(dtype, arguments):
+    """Return arguments in this dtype; "mixed" is float16 x with float32 for the rest."""
+    if dtype == "float32":
+        return arguments
+    dtypes = {"x": "float16"} if dtype == "mixed" else dict.fromkeys(arguments, dtype)
+    return {name: value.astype(dtypes.get(name, value.dtype)) for name, value in arguments.items()}
+
+
 def _everything(x, dy, weight):
     """Return the bytes of a forward and a backward call."""
     results = fastrms.rms_norm(x, weight), *fastrms.rms_norm_backward(dy, x, weight)
@@ -142,11 +155,11 @@ def test_number_of_any_integer_type(restore):
 
 
 @needs_pool
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_workers_take_part(restore, arrays, function):
+@pytest.mark.parametrize(("function", "dtype"), IN_DTYPES)
+def test_workers_take_part(restore, arrays, function, dtype):
     """A call waits for no worker to start, so only a worker's CPU time shows that it took part."""
     fastrms.set_num_threads(2)
-    call, arguments = getattr(fastrms, function), arrays(function, *LARGE)
+    call, arguments = getattr(fastrms, function), _in(dtype, arrays(function, *LARGE))
     assert _workers_take_part(lambda: call(**arguments))
 
 
@@ -218,6 +231,17 @@ def test_calls_from_two_threads(threads, draw):
             assert list(together) == alone
 
 
+def test_calls_from_two_threads_in_other_dtypes(threads, draw):
+    """A float64 call and mixed calls at a time, each with scratch of its own."""
+    x, dy, weight = draw(500, 513), draw(500, 513), draw(513)
+    kinds = [("f8", "f8", "f8"), ("f2", "f4", "f4"), ("f2", "f2", "f8"), ("f4", "f8", "f2")]
+    calls = [[a.astype(k) for a, k in zip((x, dy, weight), kind, strict=True)] for kind in kinds]
+    alone = [_everything(*call) for call in calls]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for _ in range(5):
+            assert list(pool.map(lambda call: _everything(*call), calls)) == alone
+
+
 @pytest.fixture
 def no_forced_switch():
     """Let a thread lose the GIL only where it releases it."""
@@ -228,11 +252,11 @@ def no_forced_switch():
 
 
 # Not those with sums: NumPy itself releases the GIL in the np.zeros that they call.
-@pytest.mark.parametrize("function", [f for f in FUNCTIONS if not SUMS[f]])
-def test_gil_is_released(no_forced_switch, restore, arrays, function):
+@pytest.mark.parametrize(("function", "dtype"), [c for c in IN_DTYPES if not SUMS[c[0]]])
+def test_gil_is_released(no_forced_switch, restore, arrays, function, dtype):
     """Another Python thread makes progress while one large call runs."""
     fastrms.set_num_threads(1)
-    arguments = arrays(function, *LARGE)
+    arguments = _in(dtype, arrays(function, *LARGE))
     ticks, done = [0], threading.Event()
 
     def count():
