@@ -16,28 +16,38 @@ ROWS = (1, 8, 9, 70)  # for backward: up to 8 rows have no block, then one block
 # scale, weight, weight_offset: every path of the weight, then every range of the sum.
 CASES = [(1.0, weight, 0.0) for weight in (None, 1.0, 1e10, 1e20)]
 CASES += [(1.0, 1.0, 1.0), (1e-42, 1.0, 0.0), (1e38, 1.0, 0.0), (np.nan, 1.0, 0.0)]
+CASES = [("ffff", *case) for case in CASES]
+# Dtypes of x, of dy and residual, of outputs and of weight: float64, and rows that are staged.
+CASES += [("dddd", scale, 1.0, 1.0) for scale in (1.0, 1e-200)]
+CASES += [("eefd", 1.0, 1.0, 0.0), ("fede", 1.0, 1.0, 0.0)]
 CALLS = 10
 # Level 1, bytes from which a call streams, software prefetch: every use of the caches.
 CACHES = ((1 << 15, 1 << 40, False), (0, 1 << 40, True), (1 << 15, 0, True))
 
 
-def call_all(rows, n, scale, weight, offset):
+def call_all(rows, n, dtypes, scale, weight, offset):
     """Call every function, with new outputs and adding into given ones."""
 
-    def draw():
-        return np.full((rows, n), scale, np.float32)
+    def x(dtype=dtypes[0]):
+        return np.full((rows, n), scale, dtype)
+
+    def dy():
+        return x(dtypes[1])
+
+    def out():
+        return x(dtypes[2])
 
     norm = {"weight_offset": offset}
-    factor = None if weight is None else np.full(n, weight, np.float32)
-    fastrms.rms_norm(draw(), factor, **norm)
-    fastrms.rms_norm(draw(), factor, 0.0, out=draw(), accumulate=True, **norm)
-    fastrms.add_rms_norm(draw(), draw(), factor, **norm)
-    fastrms.residual_add(draw(), draw(), 1.0 + offset)
-    fastrms.rms_norm_backward(draw(), draw(), factor, **norm)
-    fastrms.rms_norm_backward(draw(), draw(), factor, dx=draw(), accumulate=True, **norm)
-    sums = fastrms.sum_squares(draw()), fastrms.sum_products(draw(), draw(), factor, **norm)
-    fastrms.rms_scale(draw(), sums[0], n, factor, **norm)
-    fastrms.rms_scale_backward(draw(), draw(), *sums, n, factor, **norm)
+    factor = None if weight is None else np.full(n, weight, dtypes[3])
+    fastrms.rms_norm(x(), factor, **norm)
+    fastrms.rms_norm(x(), factor, 0.0, out=out(), accumulate=True, **norm)
+    fastrms.add_rms_norm(x(), dy(), factor, **norm)
+    fastrms.residual_add(x(), dy(), 1.0 + offset)
+    fastrms.rms_norm_backward(dy(), x(), factor, **norm)
+    fastrms.rms_norm_backward(dy(), x(), factor, dx=out(), accumulate=True, **norm)
+    sums = fastrms.sum_squares(x()), fastrms.sum_products(dy(), x(), factor, **norm)
+    fastrms.rms_scale(x(), sums[0], n, factor, **norm)
+    fastrms.rms_scale_backward(dy(), x(), *sums, n, factor, **norm)
 
 
 def main():

@@ -3,13 +3,15 @@
 
 A million rows, or ten million with FULL=1: random bit patterns, many special values, exponents far
 apart; sizes around every vector, lane and batch; any alignment and row stride; one thread or two;
-some outputs larger than the cache, which are streamed.
+some outputs larger than the cache, which are streamed. A quarter of the batches are of other dtypes
+than float32: float64, or one of four for each array.
 """
 
 import os
 import sys
 import time
 
+import ml_dtypes
 import numpy as np
 
 import fastrms
@@ -29,6 +31,7 @@ EPS = (0.0, 1e-5, 1e-6, 5e-324, 1e-45, 1e-30, 2.0**-100, 0.5, 1e30, 1e308, np.in
 # 2**127 is a float32, unlike 1e30 and 0.1.
 OFFSETS = (0.0, 0.0, 0.0, 1.0, -1.0, 0.5, 0.1, 1e30, np.inf, 2.0**127)
 FACTORS = (1.0, 0.5, -1.0, 0.1, 0.0, 1e30, 1e-300, np.inf, np.nan)
+DTYPES = [np.dtype(kind) for kind in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 BATCH = 1 << 16  # elements
 STREAMED = 5 << 22  # elements of an output that, with its input, exceeds every cache threshold
 
@@ -73,13 +76,19 @@ def with_outliers(rng, shape):
 KINDS = (bit_patterns, normals, normals, one_scale, wild, with_specials, with_outliers)
 
 
-def values(rng, shape):
+def values(rng, shape, dtype):
     """Return rows of one kind, at a random alignment and row stride."""
     rows, n = shape
     stride, start = n + int(rng.choice((0, 0, 1, 5, 16))), int(rng.integers(0, 17))
-    memory = np.empty(start + rows * stride, np.float32)[start:].reshape(rows, stride)[:, :n]
+    memory = np.empty(start + rows * stride, dtype)[start:].reshape(rows, stride)[:, :n]
+    kind = rng.choice(KINDS)
+    if kind is bit_patterns and dtype != np.float32:
+        memory[...] = np.frombuffer(rng.bytes(rows * n * dtype.itemsize), dtype).reshape(shape)
+        return memory
     with np.errstate(all="ignore"):
-        memory[...] = rng.choice(KINDS)(rng, shape)
+        memory[...] = kind(rng, shape)
+        if dtype == np.float64:  # digits that float32 lacks, and its own range
+            memory *= rng.uniform(1, 2, shape) * 2.0 ** rng.choice((0, 0, -900, 900))
     return memory
 
 
@@ -92,9 +101,10 @@ def size(rng):
 def again(array):
     """Return a copy with the same strides and the same offset in a cache line."""
     rows, n = array.shape
-    stride, start = array.strides[0] // 4, array.ctypes.data % 64 // 4
-    memory = np.empty(rows * stride + 32, np.float32)
-    skip = (start - memory.ctypes.data % 64 // 4) % 16
+    item = array.itemsize
+    stride, start = array.strides[0] // item, array.ctypes.data % 64 // item
+    memory = np.empty(rows * stride + 128 // item, array.dtype)
+    skip = (start - memory.ctypes.data % 64 // item) % (64 // item)
     copy = memory[skip : skip + rows * stride].reshape(rows, stride)[:, :n]
     copy[...] = array
     return copy
@@ -118,13 +128,23 @@ def calls(x, other, weight, options, factor):
 
 def bits(array):
     """Return the array as integers, the same one for every NaN."""
-    return np.where(np.isnan(array), np.float32(np.nan), array).view(np.uint32)
+    with np.errstate(invalid="ignore"):  # a bfloat16 NaN that signals
+        same = np.where(np.isnan(array), array.dtype.type(np.nan), array)
+    return same.view(f"u{array.itemsize}")
 
 
-def batch(rng, shape):
+def dtypes_of(rng, streamed):
+    """Return the dtypes of x, of dy and the arrays that are added to, and of weight."""
+    drawn = 7 if streamed else rng.integers(0, 8)
+    if drawn == 0:
+        return [DTYPES[1]] * 3
+    return [DTYPES[k] for k in rng.integers(0, 4, 3)] if drawn == 1 else [DTYPES[0]] * 3
+
+
+def batch(rng, shape, dtypes):
     """Compare one batch; return how many elements were compared, and the calls that differ."""
-    x, other = values(rng, shape), values(rng, shape)
-    weight = values(rng, (1, shape[1]))[0]
+    x, other = values(rng, shape, dtypes[0]), values(rng, shape, dtypes[1])
+    weight = values(rng, (1, shape[1]), dtypes[2])[0]
     options = {"eps": float(rng.choice(EPS)), "weight_offset": float(rng.choice(OFFSETS))}
     factor = float(rng.choice(FACTORS))
     fastrms.set_num_threads(int(rng.integers(1, 3)))
@@ -136,7 +156,7 @@ def batch(rng, shape):
         elements += sum(result.size for result in results)
         for number, (result, expected) in enumerate(zip(results, first, strict=True)):
             if not np.array_equal(result, expected):
-                differ.append(f"{isa}: result {number} of shape {shape}, {options}, {factor=}")
+                differ.append(f"{isa}: result {number} of {shape}, {dtypes}, {options}, {factor=}")
     return elements, differ
 
 
@@ -153,7 +173,7 @@ def main():
         n = n + 512 if streamed else n
         shape = max(3, min(4096, BATCH // n)), n
         shape = (STREAMED // n, n) if streamed else shape
-        compared, differ = batch(rng, shape)
+        compared, differ = batch(rng, shape, dtypes_of(rng, streamed))
         if differ:
             sys.exit("\n".join([f"isa_fuzz: bits differ, seed {SEED}, batch {batches}", *differ]))
         rows, elements, batches = rows + shape[0], elements + compared, batches + 1
