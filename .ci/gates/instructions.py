@@ -3,7 +3,7 @@
 scalar or a costly check fails on any machine. Counted are each kernel, by gcc and by clang, on the
 instruction sets that valgrind has (no AVX-512), and the door's part of a call of 1 x 64.
 
-    .ci/gates/instructions.py            compare with instructions.txt: at most 10 % more
+    .ci/gates/instructions.py            compare with instructions.txt: 10 % more at most, 3 a call
     .ci/gates/instructions.py --write    write instructions.txt anew
 """
 
@@ -23,8 +23,9 @@ HEAD = (
     "# `.ci/gates/instructions.py --write` makes this table.\n"
 )
 COMPILERS, ISAS = ("gcc", "clang"), ("baseline", "v3")
-# Counts are equal from run to run; another release of a compiler may differ a little.
-MOST = 1.10
+# Counts are equal from run to run; another release of a compiler may differ a little. A call's part
+# is small, and grows by a test here and there: that a float32 call does not pay for other dtypes.
+MOST = {**dict.fromkeys(LENGTHS, 1.10), "a call": 1.03}
 
 
 def run(*command, **environment):
@@ -130,7 +131,7 @@ def main():
         f"{', '.join(key)}, {column}: {count} instructions, {limit} in {TABLE.name}"
         for key, counts in found.items()
         for column, count, limit in zip(columns, counts, limits[key], strict=True)
-        if count > MOST * limit
+        if count > MOST[column] * limit
     ]
     print(*worse, sep="\n")
     return 1 if worse else 0

@@ -30,12 +30,16 @@ FULL = os.environ.get("FULL") == "1"
 SAMPLE, JOBS, LEAST = 20, 2, 0.95
 CPU_SECONDS, SECONDS = 100, 600  # for tests that take 25 s: a busy machine kills no mutant
 # The quick tests first; the rest for mutants that survive those.
-KERNEL = (("special", "range"), ("order", "split", "overlap", "layout", "fuzz", "accuracy", "bits"))
-DOOR = (
-    ("contract", "buffers", "overlap"),
-    ("split", "layout", "segments", "fuzz", "special", "threads", "bits", "c_api", "c_interface"),
+KERNEL = (
+    ("special", "range", "double"),
+    ("order", "split", "overlap", "layout", "fuzz", "accuracy", "bits", "dtypes"),
 )
-CALLERS = (("c_interface",), ("c_api",))
+DOOR = (
+    ("contract", "buffers", "overlap", "dtype_contract", "dtype_weights"),
+    ("split", "layout", "segments", "fuzz", "special", "threads", "bits", "c_api", "c_interface",
+     "dtype_layout", "dtypes"),
+)  # fmt: skip
+CALLERS = {"c_api.pxi": (("c_interface",), ("c_api",)), "c_any.pxi": (("c_any",),)}
 # Block sizes and the choice of an instruction set affect speed, not results.
 LEFT_OUT = ("tuning.pxi", "isa.pxi")
 FLAGS = {"_kernels_baseline": ["-O1"], "_core": ["-O1", "-pthread"]}
@@ -59,7 +63,10 @@ TYPES = {
     "Job",
     "Axis",
     "GradientSums",
+    "Kinds",
     "Row",
+    "Row64",
+    "Stage",
     "RowSums",
     "Lanes",
     "Plan",
@@ -106,7 +113,7 @@ def judges():
     for module, tests in (("_kernels_baseline", KERNEL), ("_core", DOOR)):
         for file in scratch_build.included(files, module):
             if file not in LEFT_OUT:
-                found[file] = module, CALLERS if file == "c_api.pxi" else tests
+                found[file] = module, CALLERS.get(file, tests)
     return found
 
 
