@@ -21,7 +21,8 @@ import scratch_build
 MODULES = {"_core": ["-pthread", "-fprofile-update=atomic"], "_kernels_baseline": []}
 FLAGS = ["-O1", "-fno-inline", "--coverage"]
 TESTS = ("contract", "buffers", "protocols", "overlap", "layout", "special", "range", "accuracy")
-TESTS += ("bits", "segments", "split", "memory", "threads", "fuzz", "c_api", "c_interface")
+TESTS += ("bits", "segments", "split", "memory", "threads", "fuzz", "c_api", "c_interface", "c_any")
+TESTS += ("dtypes", "dtype_contract", "dtype_layout", "dtype_weights", "double")
 REASONS = Path(__file__).with_name("uncovered.txt")
 POSITION = re.compile(r'\s*/\* "(?:[^"]*/)?([^"/]+)":(\d+)$')
 # The C that Cython writes for a condition of the source.
