@@ -219,3 +219,12 @@ def test_row_is_the_same_in_any_batch(isa, threads, rng):
                 if name != "dweight":
                     wanted = whole[name][start:stop]
                     assert found.tobytes() == wanted.tobytes(), (function, n, start, name)
+
+
+def test_gradients_beyond_all_exponents():
+    """The scales of x, dy and weight cancel no further than the exponents of float64."""
+    for x, dy, dx in ((LARGEST, TINY, 0.0), (TINY, LARGEST, np.inf)):
+        rows = np.array([[x, x, 0.0, 0.0]])
+        gradient = np.array([[dy, 0.0, 0.0, dy]])
+        found, _ = fastrms.rms_norm_backward(gradient, rows, gradient[0], 0.0)
+        assert found[0, 3] == dx

@@ -224,3 +224,12 @@ def test_interleaved_views_of_two_dtypes(isa, draw):
     fastrms.rms_norm(wide, out=half)
     assert half.tobytes() == wanted.astype(np.float16).tobytes()
     assert wide.tobytes() == kept.astype(np.float32).tobytes()
+
+
+def test_one_memory_as_both_halves(draw):
+    """Of one size, but not in place: the dtypes differ."""
+    x = draw(3, N).astype(np.float16)
+    out, apart = x.view(dtype_of("bfloat16")), np.empty((3, N), dtype_of("bfloat16"))
+    fastrms.rms_norm(x, out=apart)
+    fastrms.rms_norm(x, out=out)
+    assert out.tobytes() == apart.tobytes()

@@ -47,11 +47,16 @@ enum fastrms_error {
     FASTRMS_BAD_POINTER, /* NULL, misaligned, equal outputs, one of weight and dweight alone */
     FASTRMS_BAD_EPS,     /* negative or NaN */
     FASTRMS_BAD_FLAG,    /* accumulate or threads is none of the values above */
-    FASTRMS_BAD_SCRATCH, /* NULL with a weight, misaligned, or too small */
+    FASTRMS_BAD_SCRATCH, /* NULL where it is needed, misaligned, or too small */
     FASTRMS_BAD_KIND     /* none of fastrms_kind */
 };
 
 enum fastrms_kind { FASTRMS_FLOAT32 = 0, FASTRMS_FLOAT64, FASTRMS_FLOAT16, FASTRMS_BFLOAT16 };
+
+enum fastrms_accumulate { FASTRMS_DX = 1, FASTRMS_DWEIGHT = 2 };
+/* In fastrms_call's flags: round x / rms before the weight, to the kind of out or, where the call
+ * computes in that, of the norm's input: what models do that keep the weight out of the norm (Llama). */
+enum fastrms_flag { FASTRMS_ROUND_FIRST = 4 };
 
 typedef struct fastrms_array {
     void *data;       /* NULL for an array that the call lacks */
@@ -69,11 +74,6 @@ typedef struct fastrms_call {
     void *scratch;
     size_t scratch_size; /* any_scratch_bytes(rows, n, threads); fewer limit the threads */
 } fastrms_call;
-
-enum fastrms_accumulate { FASTRMS_DX = 1, FASTRMS_DWEIGHT = 2 };
-/* In fastrms_call's flags: round x / rms before the weight, to the kind of out or, where the call
- * computes in that, of the norm's input: what models do that keep the weight out of the norm (Llama). */
-enum fastrms_flag { FASTRMS_ROUND_FIRST = 4 };
 
 typedef struct fastrms_functions {
     size_t size; /* of the struct; a later release may add functions at its end */
