@@ -19,7 +19,7 @@ include "schedule/isa.pxi"
 include "schedule/tuning.pxi"
 # gives thread*, is_brief, RELEASE_GIL, parallel_from, _run_serially_after_fork; uses nothing
 include "schedule/threads.pxi"
-# gives run_staged, staged_rows, *_bytes, kernels_for, kind_size, ABSENT; uses isa
+# gives run_staged, staged_rows, *_bytes, kernels_for, kind_size, convert_vector, ABSENT; uses isa
 include "schedule/staging.pxi"
 # gives run_rows; uses staging
 include "schedule/segments.pxi"
@@ -31,8 +31,8 @@ include "door/numbers.pxi"
 include "door/arrays.pxi"
 # gives may_overlap, aliasable_input, disjoint_input, check_disjoint; uses arrays
 include "door/overlap.pxi"
-# gives rows_of, write_back, set_pointers, set_kinds, convert_vector, MOST_AXES;
-# uses isa, staging, arrays
+# gives rows_of, write_back, set_pointers, set_kinds, convert_array, MOST_AXES;
+# uses staging, arrays
 include "door/strides.pxi"
 # gives as_sums*, check_sums, sums_beside; uses arrays, overlap
 include "door/split_sums.pxi"

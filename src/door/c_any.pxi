@@ -11,7 +11,6 @@ from fastrms cimport (
 )
 from kernels.job cimport Axis, Job, Table, rows_kernel
 from kernels.kinds cimport BFLOAT16, FLOAT64
-from machine.fp_state cimport default_fp_state, fp_state, restore_fp_state
 
 cdef enum Operation:
     NORM
@@ -123,18 +122,16 @@ cdef int run_any(const fastrms_call* call, Operation operation) noexcept nogil:
     if call.scratch_size < <size_t>(free - <char*>call.scratch + staging_bytes(&job)):
         return FASTRMS_BAD_SCRATCH
     if operation != ADD:
-        job.weight = <const float*>any_vector(table, &job, &call.weight,
-                                              free - vector_bytes(call.n))
+        job.weight = <const float*>any_vector(&job, &call.weight, free - vector_bytes(call.n))
     if operation == BACKWARD:
-        dweight = any_vector(table, &job, &call.dweight, free - 2 * vector_bytes(call.n))
+        dweight = any_vector(&job, &call.dweight, free - 2 * vector_bytes(call.n))
     kernel = (table.rms_norm if operation == NORM else table.add_rms_norm if operation == ADD_NORM
               else table.residual_add if operation == ADD else table.backward)
     run_c(table, kernel, &job, dweight, flags & FASTRMS_DWEIGHT != 0,
           <double*>call.scratch, free, call.scratch_size - (free - <char*>call.scratch),
           call.threads)
     if dweight != NULL and dweight != call.dweight.data:
-        any_convert(table, call.dweight.data, call.dweight.kind, dweight, job.kinds.arithmetic,
-                    call.n)
+        convert_vector(call.dweight.data, call.dweight.kind, dweight, job.kinds.arithmetic, call.n)
     return FASTRMS_OK
 
 
@@ -142,20 +139,12 @@ cdef inline size_t vector_bytes(Py_ssize_t n) noexcept nogil:
     return whole_lines(n) * sizeof(double)
 
 
-cdef void* any_vector(const Table* table, const Job* job, const fastrms_array* vector,
-                      void* scratch) noexcept nogil:
+cdef void* any_vector(const Job* job, const fastrms_array* vector, void* scratch) noexcept nogil:
     """Return a vector in the job's arithmetic: itself, or in scratch. NULL for NULL."""
     if vector.data == NULL or vector.kind == job.kinds.arithmetic:
         return vector.data
-    any_convert(table, scratch, job.kinds.arithmetic, vector.data, vector.kind, job.n)
+    convert_vector(scratch, job.kinds.arithmetic, vector.data, vector.kind, job.n)
     return scratch
-
-
-cdef void any_convert(const Table* table, void* to, int to_kind, const void* source, int kind,
-                      Py_ssize_t n) noexcept nogil:
-    cdef fp_state state = default_fp_state()
-    table.convert(to, to_kind, source, kind, n)
-    restore_fp_state(state)
 
 
 cdef int c_rms_norm_any(const fastrms_call* call) noexcept nogil:

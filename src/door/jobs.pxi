@@ -82,7 +82,7 @@ cdef cnp.ndarray vector_for(const Table* table, cnp.ndarray row, bint reads):
     vector = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(row), cnp.PyArray_DIMS(row),
                                cnp.NPY_FLOAT if kind == FLOAT32 else cnp.NPY_DOUBLE, 0)
     if reads:
-        convert_vector(vector, row)
+        convert_array(vector, row)
     return vector
 
 

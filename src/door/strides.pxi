@@ -6,7 +6,6 @@ cimport numpy as cnp
 from libc.stdlib cimport llabs
 
 from kernels.job cimport Axis, Job, Kinds, Table
-from machine.fp_state cimport default_fp_state, fp_state, restore_fp_state
 
 cdef enum:
     MOST_AXES = 64      # as many as NumPy has
@@ -59,19 +58,17 @@ cdef int copy_back(cnp.ndarray target, cnp.ndarray rows) except -1:
     cdef cnp.ndarray row
     if cnp.PyArray_TYPE(rows) != cnp.PyArray_TYPE(target):      # dweight's
         row = rows_of(target, output=True)
-        convert_vector(row, rows)
+        convert_array(row, rows)
         rows = row
     if rows is not target:
         cnp.PyArray_CopyAnyInto(target, rows)
     return 0
 
 
-cdef int convert_vector(cnp.ndarray to, cnp.ndarray row) except -1:
+cdef int convert_array(cnp.ndarray to, cnp.ndarray row) except -1:
     """Convert a contiguous vector into one of another kind."""
-    cdef fp_state state = default_fp_state()
-    kernels.convert(cnp.PyArray_DATA(to), kind_of(to), cnp.PyArray_DATA(row), kind_of(row),
-                    cnp.PyArray_SIZE(row))
-    restore_fp_state(state)
+    convert_vector(cnp.PyArray_DATA(to), kind_of(to), cnp.PyArray_DATA(row), kind_of(row),
+                   cnp.PyArray_SIZE(row))
     return 0
 
 

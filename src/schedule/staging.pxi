@@ -7,6 +7,7 @@ from kernels.job cimport (
     ACCUMULATE, STORE, UNWEIGHTED, Axis, GradientSums, Job, Kinds, Table, rows_kernel,
 )
 from kernels.kinds cimport FLOAT32, FLOAT64
+from machine.fp_state cimport default_fp_state, fp_state, restore_fp_state
 
 # Elements of an array that are staged at once, or one row if that is more.
 cdef Py_ssize_t STAGED = 8192
@@ -41,6 +42,14 @@ cdef Py_ssize_t staging_bytes(const Job* job) noexcept nogil:
     if job.round_kind == kind:
         return areas * area_bytes(job)
     return (areas + 1) * area_bytes(job) + staged_rows(job) * sizeof(double)
+
+
+cdef void convert_vector(void* to, int to_kind, const void* source, int kind,
+                         Py_ssize_t n) noexcept nogil:
+    """Convert n numbers of a weight or dweight, before a job is started or after it."""
+    cdef fp_state state = default_fp_state()
+    kernels.convert(to, to_kind, source, kind, n)
+    restore_fp_state(state)
 
 
 cdef struct Stage:
