@@ -101,17 +101,17 @@ def _assert_backward(dx, dweight, dy, x, weight, eps, weight_offset=0.0):
         assert dweight_error(dweight, exact_dweight, dy, x, eps) <= DWEIGHT
 
 
-def test_grid_forward(case, isa, threads):
+def test_grid_forward(case, way):
     assert ulps(fastrms.rms_norm(case.x, case.weight), case.y) <= FORWARD_ULP
 
 
-def test_grid_backward(case, isa, threads):
+def test_grid_backward(case, way):
     dx, dweight = fastrms.rms_norm_backward(case.dy, case.x, case.weight)
     assert dx_error(dx, case.dx, case.dy, case.x, case.weight, 1e-5) <= DX
     assert dweight_error(dweight, case.dweight, case.dy, case.x, 1e-5) <= DWEIGHT
 
 
-def test_grid_add_rms_norm(case, isa, threads):
+def test_grid_add_rms_norm(case, way):
     residual = case.residual.copy()
     y = fastrms.add_rms_norm(case.x, residual, case.weight)
     stream = np.add(case.residual, case.x)
@@ -119,7 +119,7 @@ def test_grid_add_rms_norm(case, isa, threads):
     assert ulps(y, reference.rms_norm(stream, case.weight)) <= FORWARD_ULP
 
 
-def test_grid_residual_add(case, isa, threads):
+def test_grid_residual_add(case, way):
     residual = case.residual.copy()
     fastrms.residual_add(case.x, residual)
     assert residual.tobytes() == np.add(case.residual, case.x).tobytes()
@@ -139,7 +139,7 @@ def test_large_forward(rng, threads):
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_distributions(isa, rng, distribution, scale, eps, kind, n):
+def test_distributions(way, rng, distribution, scale, eps, kind, n):
     x = _sample(rng, distribution, (3, n), scale)
     dy = rng.standard_normal(x.shape, dtype=np.float32)
     weight, weight_offset = _weight(rng, kind, n)
@@ -153,7 +153,7 @@ def test_distributions(isa, rng, distribution, scale, eps, kind, n):
 @pytest.mark.parametrize("dy_scale", [1e-40, 1e-38, 1.0, 1e30, 1e37])
 @pytest.mark.parametrize("weight_scale", [1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("scale", SCALES)
-def test_scales_of_every_input(isa, rng, scale, weight_scale, dy_scale):
+def test_scales_of_every_input(way, rng, scale, weight_scale, dy_scale):
     """Products such as dy * weight leave float32's range although the result does not."""
     x = _sample(rng, "normal", (5, 100), scale)
     dy = _sample(rng, "normal", x.shape, dy_scale)
@@ -167,7 +167,7 @@ def test_scales_of_every_input(isa, rng, scale, weight_scale, dy_scale):
 
 @pytest.mark.parametrize("outlier", [1e10, 1e30, 3e38])
 @pytest.mark.parametrize("n", [2, 17, 300])
-def test_small_elements_beside_an_outlier(isa, rng, n, outlier):
+def test_small_elements_beside_an_outlier(way, rng, n, outlier):
     """x / rms is subnormal, but y under a large weight is not: no bit may be lost."""
     x = rng.standard_normal((4, n), dtype=np.float32) * np.float32(1e-10)
     x[:, 0] = outlier
@@ -178,7 +178,7 @@ def test_small_elements_beside_an_outlier(isa, rng, n, outlier):
 
 @pytest.mark.parametrize("n", [2, 40])
 @pytest.mark.parametrize("weight", [1.0, 3.9, 4.1, 7.9, 1e13, 2e13])
-def test_weight_above_subnormal_elements(isa, weight, n):
+def test_weight_above_subnormal_elements(way, weight, n):
     """Cross two limits on weight: above 2, 1 / rms is scaled; above 2**44, float64 takes over."""
     x = np.ones((300, n), np.float32)
     x[:, 0] = SMALLEST * np.arange(300, dtype=np.float32)
@@ -195,7 +195,7 @@ def test_one_large_weight(isa):
 
 
 @pytest.mark.parametrize("weight_offset", [1.0, -1.0, 0.1, -3.7, 1e-8])
-def test_weight_that_cancels_its_offset(isa, rng, weight_offset):
+def test_weight_that_cancels_its_offset(way, rng, weight_offset):
     """An offset that float32 does not hold stays a double: rounded, it would lose the sum."""
     x = rng.standard_normal((3, 64), dtype=np.float32)
     weight = np.full(64, -weight_offset, np.float32)
@@ -210,7 +210,7 @@ def test_weight_that_cancels_its_offset(isa, rng, weight_offset):
 
 
 @pytest.mark.parametrize("largest", [-1, 1, 23, 44, 127])
-def test_one_plus_weights_of_every_size(isa, rng, largest):
+def test_one_plus_weights_of_every_size(way, rng, largest):
     """Up to 2**44, weight + 1 is rounded to float32; beyond, float64 takes over."""
     powers = np.ldexp(np.float32(1), np.arange(-149, largest + 1))
     sizes = np.concatenate([powers, np.nextafter(powers, np.float32(0)), powers * np.float32(0.75)])
@@ -226,7 +226,7 @@ def test_one_plus_weights_of_every_size(isa, rng, largest):
 
 @pytest.mark.parametrize("eps", [1e-30, 1e-12, 1e-5, 0.5, 1e6, 1e30])
 @pytest.mark.parametrize("scale", SCALES)
-def test_eps(isa, rng, scale, eps):
+def test_eps(way, rng, scale, eps):
     x = _sample(rng, "normal", (3, 129), scale)
     dy = rng.standard_normal(x.shape, dtype=np.float32)
     weight = rng.standard_normal(129, dtype=np.float32)
@@ -237,7 +237,7 @@ def test_eps(isa, rng, scale, eps):
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
-def test_accumulate(isa, rng, kind):
+def test_accumulate(way, rng, kind):
     """The sum is np.add's, so its error is within the result's bound plus one rounding."""
     x, dy, skip = (rng.standard_normal((17, 100), dtype=np.float32) for _ in range(3))
     weight, weight_offset = _weight(rng, kind, 100)
@@ -256,7 +256,7 @@ def test_accumulate(isa, rng, kind):
 
 @pytest.mark.parametrize("scale", [1.0, -1.0, 0.5, 2.0, 0.0, 0.1, -1 / 3, 1e30, 1e-30, 1e300])
 @pytest.mark.parametrize("shape", [(1,), (7, 33), (199, 513)])
-def test_residual_add_scale(isa, threads, rng, shape, scale):
+def test_residual_add_scale(way, rng, shape, scale):
     """The scale is a double, and the float64 sum is rounded once to float32."""
     residual, x = (rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
     expected = residual.copy()

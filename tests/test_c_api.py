@@ -38,7 +38,7 @@ def spread(array, gap, turn=1):
 @WEIGHTS
 @pytest.mark.parametrize("accumulate", [0, 1])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_rms_norm(isa, three_threads, draw, shape, weighted, offset, accumulate, shared):
+def test_rms_norm(way, draw, shape, weighted, offset, accumulate, shared):
     x, out = spread(draw(*shape), 3), spread(draw(*shape), 5, -1)
     weight = draw(shape[1]) if weighted else None
     options = {"weight_offset": offset, "accumulate": bool(accumulate)}
@@ -53,7 +53,7 @@ def test_rms_norm(isa, three_threads, draw, shape, weighted, offset, accumulate,
 @WEIGHTS
 @pytest.mark.parametrize("into_x", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_add_rms_norm(isa, three_threads, draw, shape, weighted, offset, into_x, shared):
+def test_add_rms_norm(way, draw, shape, weighted, offset, into_x, shared):
     x, residual = spread(draw(*shape), 0), spread(draw(*shape), 7)
     weight = draw(shape[1]) if weighted else None
     stream = residual.copy()
@@ -75,9 +75,7 @@ def test_add_rms_norm(isa, three_threads, draw, shape, weighted, offset, into_x,
 @pytest.mark.parametrize("accumulate", [0, 1, 2, 3])
 @pytest.mark.parametrize("into", ["dx", "dy", "x"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_rms_norm_backward(
-    isa, three_threads, draw, shape, weighted, offset, accumulate, into, shared
-):
+def test_rms_norm_backward(way, draw, shape, weighted, offset, accumulate, into, shared):
     if not weighted and accumulate > 1:
         accumulate -= 2  # there is no dweight
     given = {"dy": draw(*shape), "x": draw(*shape), "dx": draw(*shape)}
@@ -113,7 +111,7 @@ def python_backward(given, weight, dweight, into, offset, accumulate):
 @THREADS
 @pytest.mark.parametrize("scale", [1.0, -0.3])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_residual_add(isa, three_threads, draw, shape, scale, shared):
+def test_residual_add(way, draw, shape, scale, shared):
     x, residual = spread(draw(*shape), 0), spread(draw(*shape), 3)
     expected = fastrms.residual_add(x=x, residual=residual.copy(), scale=scale)
     code = functions.residual_add(
@@ -125,7 +123,7 @@ def test_residual_add(isa, three_threads, draw, shape, scale, shared):
 @THREADS
 @WEIGHTS
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_functions_of_a_split_axis(isa, three_threads, draw, shape, weighted, offset, shared):
+def test_the_functions_of_a_split_axis(way, draw, shape, weighted, offset, shared):
     (rows, n), size, threads = shape, 3 * shape[1], int(not shared)
     x, dy, out = spread(draw(*shape), 2), spread(draw(*shape), 0), draw(*shape)
     weight, dweight = (draw(n), draw(n)) if weighted else (None, None)

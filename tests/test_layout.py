@@ -126,7 +126,7 @@ OUTPUT_CASES = [
 
 
 @pytest.mark.parametrize(("function", "name", "layout"), INPUT_CASES)
-def test_input(isa, contiguous, unchanged, function, name, layout):
+def test_input(way, contiguous, unchanged, function, name, layout):
     arguments = contiguous(function)
     layout = _layouts(function, False)[name][layout]
     memory, arguments[name] = _place(arguments[name], layout)
@@ -139,7 +139,7 @@ def test_input(isa, contiguous, unchanged, function, name, layout):
 
 
 @pytest.mark.parametrize(("function", "accumulate", "name", "layout"), OUTPUT_CASES)
-def test_output(isa, contiguous, function, accumulate, name, layout):
+def test_output(way, contiguous, function, accumulate, name, layout):
     """Compare the whole memory: a call changes nothing between the elements of the view."""
     arguments = contiguous(function)
     layout = _layouts(function, True)[name][layout]
@@ -156,7 +156,7 @@ def test_output(isa, contiguous, function, accumulate, name, layout):
 
 @pytest.mark.parametrize(("function", "accumulate"), CALLS)
 @pytest.mark.parametrize("layout", WRITABLE)
-def test_all_arrays_at_once(isa, contiguous, function, accumulate, layout):
+def test_all_arrays_at_once(way, contiguous, function, accumulate, layout):
     arguments = contiguous(function)
     placed = {
         name: _place(arguments[name], WRITABLE[layout])[1] if name in MATRICES[function] else value
@@ -171,7 +171,7 @@ def test_all_arrays_at_once(isa, contiguous, function, accumulate, layout):
 
 
 @pytest.mark.parametrize("order", ["reversed", "transposed", "every other element"])
-def test_large_strided(isa, threads, draw, order):
+def test_large_strided(way, draw, order):
     """Work in place on rows that are not contiguous, enough of them for several threads."""
     look = {
         "reversed": lambda m: m[::-1, :513],
@@ -197,7 +197,7 @@ def test_large_strided(isa, threads, draw, order):
         ("add_rms_norm", "residual", "x"),
     ],
 )
-def test_exact_aliasing(isa, contiguous, function, output, source, layout):
+def test_exact_aliasing(way, contiguous, function, output, source, layout):
     """Work in place if input and output are one object, or two views of the same elements."""
     for second in (lambda view: view, lambda view: view[:]):
         arguments = contiguous(function)
@@ -213,7 +213,7 @@ def test_exact_aliasing(isa, contiguous, function, output, source, layout):
 
 @pytest.mark.parametrize("source", ["dy", "x"])
 @pytest.mark.parametrize("function", BACKWARD)
-def test_dx_accumulates_onto_its_own_input(isa, contiguous, function, source):
+def test_dx_accumulates_onto_its_own_input(way, contiguous, function, source):
     arguments = contiguous(function)
     arguments["dx"] = arguments[source]
     expected = _copies(arguments)

@@ -60,23 +60,23 @@ def case(family, request):
     return _case(family, request.param)
 
 
-def test_forward_without_weight(case, isa):
+def test_forward_without_weight(case, way):
     rows, (xhat, *_), _, _ = case
     assert ulps(fastrms.rms_norm(rows.x, None, rows.eps), xhat) <= FORWARD_ULP_UNWEIGHTED
 
 
-def test_forward(case, isa):
+def test_forward(case, way):
     rows, (_, y, *_), _, _ = case
     assert ulps(fastrms.rms_norm(rows.x, rows.weight, rows.eps), y) <= FORWARD_ULP
 
 
-def test_forward_with_weight_offset(case, isa):
+def test_forward_with_weight_offset(case, way):
     _, _, rows, (_, y, *_) = case
     result = fastrms.rms_norm(rows.x, rows.weight, rows.eps, weight_offset=1.0)
     assert ulps(result, y) <= FORWARD_ULP_OFFSET
 
 
-def test_add_rms_norm(case, isa):
+def test_add_rms_norm(case, way):
     """A residual of zeros makes the sum x itself, so the exact result is that of forward."""
     rows, (_, y, *_), _, _ = case
     result = fastrms.add_rms_norm(rows.x, np.zeros_like(rows.x), rows.weight, rows.eps)
@@ -84,7 +84,7 @@ def test_add_rms_norm(case, isa):
 
 
 @pytest.mark.parametrize("weight_offset", [0.0, 1.0])
-def test_backward(case, isa, weight_offset):
+def test_backward(case, way, weight_offset):
     rows, results = case[2:] if weight_offset else case[:2]
     dx, dweight = fastrms.rms_norm_backward(
         rows.dy, rows.x, rows.weight, rows.eps, weight_offset=weight_offset
@@ -93,7 +93,7 @@ def test_backward(case, isa, weight_offset):
     assert dweight_error(dweight, results[3], rows.dy, rows.x, rows.eps) <= DWEIGHT
 
 
-def test_split_axis(case, isa):
+def test_split_axis(case, way):
     """Split the axis in two, for the four functions for a split axis."""
     rows, (_, y, exact_dx, exact_dweight), _, _ = case
     n, eps = rows.x.shape[-1], rows.eps
@@ -113,7 +113,7 @@ def test_split_axis(case, isa):
 
 
 @pytest.mark.parametrize("name", COUNTEREXAMPLES)
-def test_counterexample_at_a_power_of_two(isa, name):
+def test_counterexample_at_a_power_of_two(way, name):
     """Where y crosses the power, the last rounding is one ulp of the exact result, not half."""
     x, weight = (fromhex(values) for values in COUNTEREXAMPLES[name])
     _, y, *_ = exact(Rows(x[None], x[None], weight, 0.0))
@@ -121,7 +121,7 @@ def test_counterexample_at_a_power_of_two(isa, name):
 
 
 @pytest.mark.parametrize(("size", "rows"), [(256.0, 20000), (128.0, 20000)])
-def test_outlier_pair_of_many_rows(isa, size, rows):
+def test_outlier_pair_of_many_rows(way, size, rows):
     """Two channels dominate their row: one such row in 2000 used to exceed the bounds."""
     rng = np.random.default_rng(SEED)
     x = rng.standard_normal((rows, 576), dtype=np.float32)
@@ -135,14 +135,14 @@ def test_outlier_pair_of_many_rows(isa, size, rows):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 31, 32, 33, 1000])
-def test_dweight_of_subnormal_terms(isa, rows):
+def test_dweight_of_subnormal_terms(way, rows):
     case = FAMILIES["subnormal terms"](np.random.default_rng((SEED, rows)), rows, 64)
     _, dweight = fastrms.rms_norm_backward(*case)
     assert dweight_error(dweight, exact(case)[3], case.dy, case.x, case.eps) <= DWEIGHT
 
 
 @pytest.mark.parametrize("eps", [1e-12, 1e-9, 1e-7, 1e-6, 9e-6])
-def test_dy_is_x(isa, rng, eps):
+def test_dy_is_x(way, rng, eps):
     """dx cancels to eps / rms**2 of its terms, 1e-18 at the least."""
     x = (1000 * rng.standard_normal((200, 64))).astype(np.float32)
     case = Rows(x, x, np.ones(64, np.float32), eps)
@@ -152,7 +152,7 @@ def test_dy_is_x(isa, rng, eps):
 
 @pytest.mark.parametrize("n", [64, 4096, 65536, 2**22])
 @pytest.mark.parametrize("left", [1e-9, 2e-8, 1e-6, 1e-5])
-def test_dx_of_a_constant_row_is_within_the_readmes_words(isa, n, left):
+def test_dx_of_a_constant_row_is_within_the_readmes_words(way, n, left):
     """Of such a row dx is eps / rms**3, the fraction `left` of its two terms."""
     x, eps = np.full((1, n), 1.3, np.float32), left * 1.69
     dx, _ = fastrms.rms_norm_backward(np.ones_like(x), x, eps=eps)
@@ -165,7 +165,7 @@ def test_dx_of_a_constant_row_is_within_the_readmes_words(isa, n, left):
 
 @pytest.mark.parametrize("n", [8192, 16384, 262144])
 @pytest.mark.parametrize("family", ["constant, two values", "0 or 1, two values"])
-def test_dx_of_a_gradient_of_two_values(isa, family, n):
+def test_dx_of_a_gradient_of_two_values(way, family, n):
     """Equal roundings in sum(dy * x) do not average out: try several seeds."""
     for seed in range(2**18 // n):
         case = FAMILIES[family](np.random.default_rng((SEED, seed)), 4, n)
@@ -175,7 +175,7 @@ def test_dx_of_a_gradient_of_two_values(isa, family, n):
 
 @pytest.mark.parametrize("shift", [60, 120, 140, 150, 190])
 @pytest.mark.parametrize("n", [2, 64, 4096])
-def test_dx_whose_terms_are_beyond_float32(isa, rng, n, shift):
+def test_dx_whose_terms_are_beyond_float32(way, rng, n, shift):
     """dx is 0, because dy is along x. From a shift of 150 on it may be Inf, but never NaN."""
     x = (1e-31 * rng.standard_normal((3, n))).astype(np.float32)
     case = Rows(np.ldexp(x, shift), x, None, 0.0)
@@ -188,7 +188,7 @@ def test_dx_whose_terms_are_beyond_float32(isa, rng, n, shift):
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 @pytest.mark.parametrize("size", [1e3, 1e4, 1e5, 1e6])
 @pytest.mark.parametrize("of", ["x", "dy", "both", "both, in one column"])
-def test_dx_of_small_elements_beside_an_outlier(isa, rng, of, size, eps):
+def test_dx_of_small_elements_beside_an_outlier(way, rng, of, size, eps):
     """Each element is within DX of its own terms, not of the outlier's."""
     for n in (3, 16, 64, 65, 576, 4096):
         x, dy = rng.standard_normal((2, 20, n))

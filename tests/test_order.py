@@ -52,7 +52,7 @@ def _dweight(terms):
 @pytest.mark.parametrize("rows", [1, 5, 8, 9, 30])
 @pytest.mark.parametrize("n", LENGTHS)
 @pytest.mark.parametrize("weight_offset", [None, 0.0, 1.0, 0.5])
-def test_backward_takes_these_steps(isa, threads, draw, weight_offset, n, rows):
+def test_backward_takes_these_steps(way, draw, weight_offset, n, rows):
     """Up to 32 rows are one block of dweight."""
     dy, x = draw(rows, n), draw(rows, n)
     weight = None if weight_offset is None else draw(n)

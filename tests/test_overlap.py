@@ -120,7 +120,7 @@ def _call(function, arguments, accumulate):
 
 
 @pytest.mark.parametrize(("function", "source", "output", "how", "accumulate"), INPUT_AND_OUTPUT)
-def test_input_and_output(isa, draw, separate, function, source, output, how, accumulate):
+def test_input_and_output(way, draw, separate, function, source, output, how, accumulate):
     """Compare the whole memory with that after a call on copies whose output is written back."""
     memory = draw(MEMORY)
     arguments = separate(function)
@@ -166,7 +166,7 @@ def test_two_outputs(draw, separate, unchanged, function, first, second, how):
         ("residual_add", "residual", "x"),
     ],
 )
-def test_interleaved_but_disjoint(isa, draw, separate, function, first, second, look):
+def test_interleaved_but_disjoint(way, draw, separate, function, first, second, look):
     """Ranges of addresses overlap, elements do not: no error, no stray write."""
     memory = draw(2 * N, 2 * N)
     arguments = separate(function)
@@ -192,7 +192,7 @@ def test_dx_and_dweight_interleaved(isa, draw):
 @pytest.mark.parametrize("rows", [1, 2, 8, 9])
 @pytest.mark.parametrize("source", ["x", "dy", "weight"])
 @pytest.mark.parametrize("shift", [-40, 0, 1, 100])
-def test_dweight_over_an_input(isa, draw, source, rows, shift):
+def test_dweight_over_an_input(way, draw, source, rows, shift):
     """dweight must not overwrite rows that are still to be read."""
     n, memory = 600, draw(8000)
     arguments = {"x": draw(rows, n), "dy": draw(rows, n), "weight": draw(n)}
@@ -223,7 +223,7 @@ def test_weight_of_one_element_within_out(isa, draw):
     assert fastrms.rms_norm(x, memory[2:3], out=out).tobytes() == y.tobytes()
 
 
-def test_overlap_between_threads(isa, threads, draw):
+def test_overlap_between_threads(way, draw):
     """With several threads, none may read rows that another has already overwritten."""
     rows, n, shift = 1024, 512, 3
     memory, weight = draw((rows + shift) * n), draw(n)

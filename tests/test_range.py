@@ -62,7 +62,7 @@ def _assert_backward(dy, x, weight, eps, weight_offset=0.0):
 
 @pytest.mark.parametrize("n", WIDTHS)
 @pytest.mark.parametrize("eps", [0.0, 1e-30, 1e-5])
-def test_every_exponent_of_x(isa, rng, sweep, eps, n):
+def test_every_exponent_of_x(way, rng, sweep, eps, n):
     x, weight = sweep(n), rng.standard_normal(n, dtype=np.float32)
     dy = rng.standard_normal(x.shape, dtype=np.float32)
     _assert_forward(x, weight, eps, weight_offset=1.0)
@@ -72,7 +72,7 @@ def test_every_exponent_of_x(isa, rng, sweep, eps, n):
 
 
 @pytest.mark.parametrize("n", WIDTHS)
-def test_every_exponent_of_dy(isa, rng, sweep, n):
+def test_every_exponent_of_dy(way, rng, sweep, n):
     dy, weight = sweep(n), rng.standard_normal(n, dtype=np.float32)
     x = rng.standard_normal(dy.shape, dtype=np.float32)
     for row in range(len(dy)):
@@ -80,7 +80,7 @@ def test_every_exponent_of_dy(isa, rng, sweep, n):
 
 
 @pytest.mark.parametrize("n", WIDTHS)
-def test_every_exponent_of_weight(isa, rng, sweep, n):
+def test_every_exponent_of_weight(way, rng, sweep, n):
     x, dy = (rng.standard_normal((3, n), dtype=np.float32) for _ in range(2))
     for weight in sweep(n):
         _assert_forward(x, weight, 1e-5)
@@ -88,7 +88,7 @@ def test_every_exponent_of_weight(isa, rng, sweep, n):
 
 
 @pytest.mark.parametrize("n", WIDTHS)
-def test_every_exponent_of_eps(isa, rng, n):
+def test_every_exponent_of_eps(way, rng, n):
     """Sweep eps from far below the mean square to far above it."""
     x, dy = (rng.standard_normal((3, n), dtype=np.float32) for _ in range(2))
     weight = rng.standard_normal(n, dtype=np.float32)
@@ -103,7 +103,7 @@ SPANS = {"small": (-149, -60), "medium": (-30, 30), "large": (60, 128), "all": (
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 @pytest.mark.parametrize("of_weight", SPANS)
 @pytest.mark.parametrize("of_x", SPANS)
-def test_wild_rows(isa, wild, of_x, of_weight, eps):
+def test_wild_rows(way, wild, of_x, of_weight, eps):
     """x / rms may be subnormal, although y under a large weight is not: no bit is lost."""
     _assert_forward(wild((40, 37), *SPANS[of_x]), wild((37,), *SPANS[of_weight]), eps)
 
@@ -112,7 +112,7 @@ def test_wild_rows(isa, wild, of_x, of_weight, eps):
 @pytest.mark.parametrize("of_weight", SPANS)
 @pytest.mark.parametrize("of_dy", SPANS)
 @pytest.mark.parametrize("of_x", SPANS)
-def test_wild_rows_backward(isa, wild, of_x, of_dy, of_weight, eps):
+def test_wild_rows_backward(way, wild, of_x, of_dy, of_weight, eps):
     x, dy = wild((40, 37), *SPANS[of_x]), wild((40, 37), *SPANS[of_dy])
     _assert_backward(dy, x, wild((37,), *SPANS[of_weight]), eps)
 
@@ -120,7 +120,7 @@ def test_wild_rows_backward(isa, wild, of_x, of_dy, of_weight, eps):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("closeness", [0.0, *(10.0**-k for k in range(1, 9))])
 @pytest.mark.parametrize("n", [2, 64, 1000])
-def test_dx_that_cancels(isa, rng, n, closeness, weighted):
+def test_dx_that_cancels(way, rng, n, closeness, weighted):
     """With dy along x, dx cancels nearly to 0; the bound is a fraction of its terms."""
     x = rng.standard_normal((9, n), dtype=np.float32)
     weight = rng.uniform(0.5, 2, n).astype(np.float32) if weighted else None
@@ -131,7 +131,7 @@ def test_dx_that_cancels(isa, rng, n, closeness, weighted):
 
 
 @pytest.mark.parametrize("n", [100, 300, 1000])
-def test_dx_of_constant_rows(isa, rng, n):
+def test_dx_of_constant_rows(way, rng, n):
     """dx cancels to 0, while the roundings of a sum of equal terms all have one sign."""
     dy, x, weight = (np.full(n, rng.uniform(0.5, 2), np.float32) for _ in range(3))
     _assert_backward(dy[None], x[None], weight, 0.0)
@@ -139,7 +139,7 @@ def test_dx_of_constant_rows(isa, rng, n):
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-40, 1e-36, 1.0, 1e36])
 @pytest.mark.parametrize("rows", [7, 199, 2053])
-def test_dweight_of_many_rows(isa, rng, rows, scale):
+def test_dweight_of_many_rows(way, rng, rows, scale):
     """Single terms are subnormal or near the end of the range, their sum is not."""
     x = rng.standard_normal((rows, 33), dtype=np.float32)
     dy = _clip(rng.standard_normal(x.shape) * scale)
@@ -147,7 +147,7 @@ def test_dweight_of_many_rows(isa, rng, rows, scale):
 
 
 @pytest.mark.parametrize("rows", [8, 200, 2048])
-def test_dweight_that_cancels(isa, rng, rows):
+def test_dweight_that_cancels(way, rng, rows):
     """Pair every row with its opposite: dweight is 0, to within the bound on the terms."""
     x = rng.standard_normal((rows, 33), dtype=np.float32)
     dy = rng.standard_normal(x.shape, dtype=np.float32)
@@ -170,7 +170,7 @@ LIMITS = (-149, -148, -127, -126, -125, -88, -87, -86, -85, 43, 44, 45, 100, 127
 @pytest.mark.parametrize("weight_offset", [0.0, 1.0])
 @pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
 @pytest.mark.parametrize("exponent", LIMITS)
-def test_weights_at_the_limits_of_float32(isa, rng, exponent, share, weight_offset):
+def test_weights_at_the_limits_of_float32(way, rng, exponent, share, weight_offset):
     """One weight beyond a limit, of either sign, takes the whole call to float64, as all do."""
     for n in (5, 67, 300):
         x, dy = rng.standard_normal((2, 3, n), dtype=np.float32)
@@ -185,7 +185,7 @@ def test_weights_at_the_limits_of_float32(isa, rng, exponent, share, weight_offs
 
 @pytest.mark.parametrize("of_x", [-41, -40, -39, 0, 16, 17, 18])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_rows_at_the_limits_of_float32(isa, rng, of_x, weighted):
+def test_rows_at_the_limits_of_float32(way, rng, of_x, weighted):
     """Around each limit of fits_float32, in all combinations, some rows stay in float32."""
     for n in (1, 9, 65):
         spread = np.exp2(rng.uniform(-1, 1, (7, 1)))
@@ -203,7 +203,7 @@ OFFSETS = (1.0, 0.5, 0.1, 1e-3, float(np.float32(1e-3)), -1.0, 2.0**44, -(2.0**4
 
 @pytest.mark.parametrize("weight_offset", OFFSETS)
 @pytest.mark.parametrize("n", [1, 8, 67, 300])
-def test_offsets(isa, rng, n, weight_offset):
+def test_offsets(way, rng, n, weight_offset):
     """The sum with weight is rounded to float32, unless the offset is no float32."""
     x, dy = rng.standard_normal((2, 9, n), dtype=np.float32)
     weight = rng.standard_normal(n, dtype=np.float32)
@@ -216,7 +216,7 @@ def test_offsets(isa, rng, n, weight_offset):
 
 @pytest.mark.parametrize("weight_offset", [3e38, float(np.float32(3e38)), FLOAT32_MAX])
 @pytest.mark.parametrize("every", [1, 7])
-def test_offset_and_weight_beyond_float32(isa, rng, every, weight_offset):
+def test_offset_and_weight_beyond_float32(way, rng, every, weight_offset):
     """weight + weight_offset is up to 6.8e38; the results of small elements are finite."""
     x, dy = rng.standard_normal((2, 4, 67), dtype=np.float32)
     x[:, 3] = 1e4
@@ -230,7 +230,7 @@ def test_offset_and_weight_beyond_float32(isa, rng, every, weight_offset):
 
 @pytest.mark.parametrize("scale", [1e-40, 1e-30, 1.0, 1e30])
 @pytest.mark.parametrize("n", [2, 16, 67, 1000])
-def test_dx_whose_mean_is_zero(isa, rng, n, scale):
+def test_dx_whose_mean_is_zero(way, rng, n, scale):
     """mean(g * xhat) is exactly 0: dx is g / rms, and 0 where dy is, even if x is not."""
     x, dy = rng.standard_normal((2, 5, n), dtype=np.float32)
     dy = _clip(dy * scale)
@@ -245,7 +245,7 @@ def test_dx_whose_mean_is_zero(isa, rng, n, scale):
 
 @pytest.mark.parametrize("scale", [1e-40, 1e-20, 1.0, 1e30])
 @pytest.mark.parametrize("outlier", [1e3, 1e6, 1e12])
-def test_gradient_beside_an_outlier_at_every_scale(isa, rng, outlier, scale):
+def test_gradient_beside_an_outlier_at_every_scale(way, rng, outlier, scale):
     """Small elements keep their bound if the large one is in x, in dy or in both."""
     for of in ("x", "dy", "x dy"):
         x, dy = rng.standard_normal((2, 5, 100))

@@ -69,7 +69,7 @@ def _copies(arguments):
     [(f, name) for f in FUNCTIONS for name in MATRICES[f] if name not in OUTPUTS[f]],
 )
 @pytest.mark.parametrize("layout", READABLE)
-def test_an_input_alone(isa, threads, arrays, laid_out, unchanged, function, name, layout):
+def test_an_input_alone(way, arrays, laid_out, unchanged, function, name, layout):
     memory, view = laid_out(READABLE[layout])
     arguments = {**arrays(function, *view.shape), name: view}
     expected = _bits(function, _copies(arguments))
@@ -79,7 +79,7 @@ def test_an_input_alone(isa, threads, arrays, laid_out, unchanged, function, nam
 
 @pytest.mark.parametrize(("function", "accumulate"), CALLS)
 @pytest.mark.parametrize("layout", WRITABLE)
-def test_all_arrays(isa, threads, arrays, laid_out, function, accumulate, layout):
+def test_all_arrays(way, arrays, laid_out, function, accumulate, layout):
     """Use the layout for every matrix; a call changes nothing between its elements."""
     look = WRITABLE[layout][1]
     placed = {name: laid_out(WRITABLE[layout]) for name in MATRICES[function]}
@@ -105,7 +105,7 @@ def test_all_arrays(isa, threads, arrays, laid_out, function, accumulate, layout
         ("rms_scale_backward", "dx", "dy"),
     ],
 )
-def test_in_place(isa, threads, arrays, laid_out, function, output, source, layout):
+def test_in_place(way, arrays, laid_out, function, output, source, layout):
     _, view = laid_out(WRITABLE[layout])
     arguments = {**arrays(function, *view.shape), source: view, output: view}
     expected = _bits(function, _copies(arguments))
@@ -114,7 +114,7 @@ def test_in_place(isa, threads, arrays, laid_out, function, output, source, layo
 
 @pytest.mark.parametrize("layout", ["one of a fused qkv", "three axes with gaps"])
 @pytest.mark.parametrize("special", [np.nan, 3e38, 1e-45, 0.0])
-def test_rows_beyond_float32(isa, threads, draw, laid_out, special, layout):
+def test_rows_beyond_float32(way, draw, laid_out, special, layout):
     """Some rows of a group are added to dweight in float64, before the float32 sum of the rest."""
     _, x = laid_out(WRITABLE[layout])
     x[::3, ..., 5] = special
@@ -147,7 +147,7 @@ def test_few_rows_of_two_strides(isa, draw):
     assert [a.tobytes() for a in found] == [a.tobytes() for a in expected]
 
 
-def test_streamed_past_the_caches(isa, threads, draw):
+def test_streamed_past_the_caches(way, draw):
     """Use rows aligned to cache lines, with cache sizes set below the size of the arrays."""
     previous = _core.set_caches(1 << 12, 1, True)
     try:
@@ -163,7 +163,7 @@ def test_streamed_past_the_caches(isa, threads, draw):
 
 
 @pytest.mark.parametrize("strides", [(5 * N, N - 1), (N, N), (N, 2 * N), (2 * N, N), (-N, 2 * N)])
-def test_an_output_whose_rows_overlap(isa, threads, draw, strides):
+def test_an_output_whose_rows_overlap(way, draw, strides):
     """The result is as if rows were written one after the other, on any number of threads."""
     memory, x = draw(40 * N), draw(4, 5, N)
     expected = memory.copy()
