@@ -204,7 +204,7 @@ cdef int run_in_blocks(const Table* table, rows_kernel kernel, const Job* job, v
         slots = 1 if plan.threads == 1 else min(plan.piece, plan.blocks)
         sums = plan.width * scratch_bytes(&plan, slots)
     bytes += sums
-    if bytes > 0:
+    if bytes > 0 or dweight != NULL:    # of no columns too: memset takes no NULL
         scratch = <char*>PyMem_RawMalloc(bytes + 64)
         if scratch == NULL:
             raise MemoryError(f"the call needs {bytes + 64} bytes of scratch")
