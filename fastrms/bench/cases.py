@@ -42,13 +42,16 @@ class Op:
         """Return the bytes that must move: each array read and each array written, once."""
         return itemsize * (len(self.reads) + len(self.writes))
 
+    def pass_over(self, inplace=False, itemsize=4):
+        """Return the floor as code."""
+        floor = self.floor_in_place if inplace else self.floor
+        # int16 is the cheapest: NumPy's arithmetic of halves is slow.
+        return f"{floor} as int16" if itemsize == 2 else floor
+
     def model(self, inplace=False, itemsize=4):
         """Return the byte model as a sentence, with the floor."""
-        floor = self.floor_in_place if inplace else self.floor
-        if itemsize == 2:
-            floor += " as int16"  # the cheapest: NumPy's arithmetic of halves is slow
         reads, writes = " + ".join(self.reads), " + ".join(self.writes)
-        size = self.bytes_per_element(itemsize)
+        size, floor = self.bytes_per_element(itemsize), self.pass_over(inplace, itemsize)
         return f"reads {reads}, writes {writes}: {size} B; floor {floor}"
 
 

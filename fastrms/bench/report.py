@@ -3,11 +3,13 @@
 import shutil
 import sys
 
+from .. import _arguments
 from .._output import counted
+from . import timing
 from .cases import DATA, OPS
 
 # In the order of their importance; 80 characters in all with the widest cell of each.
-TITLES = ("op", "shape", "data", "thr", "of floor", "best", "x NumPy", "GB/s", "spread")
+TITLES = ("op", "shape", "data", "thr", "x NumPy", "of floor", "best", "GB/s", "spread")
 UNTRUSTED = "?"
 
 
@@ -36,9 +38,9 @@ def cells(row):
     times = row["rivals"]["fastrms"]
     return (
         *subject(row),
-        f"{times['of_floor']:.2f} {' ' if row['trusted'] else UNTRUSTED}",
+        f"{row['times_numpy']:.1f} {' ' if row['trusted'] else UNTRUSTED}",
+        f"{times['of_floor']:.2f}",
         duration(times["best_s"]),
-        f"{row['times_numpy']:.1f}",
         three_digits(times["gb_per_s"]),
         f"{times['spread']:.0%}",
     )
@@ -52,15 +54,14 @@ def subject(row):
 
 def widest(plan):
     """Yield lines with cells as wide as any that the plan will produce."""
-    ends = "0.00 ?", "0.00 us", "100.0", "0.00", "100%"
+    ends = "100.0 ?", "0.00", "0.00 us", "0.00", "100%"
     for op in plan.ops:
         for rows, n in plan.shapes:
             yield (OPS[op].label, f"{rows}x{n}", max(DATA, key=len), str(max(plan.threads)), *ends)
 
 
 def show(screen, record):
-    """Print the footer of the main table, and the table of the peers."""
-    screen.lines(footer(record))
+    """Print the table of the peers, where there are some."""
     if record["peers"] and record["rows"]:
         screen.lines(["", "fractions of the floor, the fastest of each row with a star:"])
         screen.table(*peer_table(record))
@@ -75,8 +76,8 @@ def header(record):
     cpus = counted(machine["cpus_usable"], "CPU")
     lines = [
         f"fastrms {config['fastrms']['version']}, {config['instruction set']['in use']}, "
-        f"NumPy {config['python']['numpy']}; {machine['cpu']}, {cpus}"
-        + (f", {caches}" if caches else ""),
+        f"NumPy {config['python']['numpy']}",
+        f"{machine['cpu']}, {cpus}" + (f", {caches}" if caches else ""),
         f"arrays start {align} bytes past a cache line; "
         f"{counted(record['protocol']['rounds'], 'round')}, interleaved"
         + f"; {record['protocol'].get('dtype') or 'float32'}"
@@ -85,26 +86,28 @@ def header(record):
     if record["peers"]:
         lines.append("peers: " + ", ".join(f"{k} {v}" for k, v in record["peers"].items()))
     lines += [f"left out: {name} ({why})" for name, why in record["left_out"].items()]
-    return lines
+    return [*lines, "", *legend(record["protocol"], record["byte_models"]), ""]
 
 
-def footer(record):
-    """Return the lines below the table: what its columns mean."""
-    limit = record["protocol"]["most_spread"]
-    lines = ["GB/s counts each array once, in bytes per element, and the floor is timed beside it:"]
-    for op, model in record["byte_models"].items():
-        lines.append(f"  {OPS[op].label}: {model}")
-    lines += [
-        "best: the best round's time of one call; spread: the median round beyond it.",
-        "x NumPy: the time of the formula as usually written in NumPy, over ours.",
-        "of floor: the floor's best time over ours; 1 is as fast as a copy.",
+def legend(protocol, ops):
+    """Return what the columns of the main table mean, in lines of 80 characters at most."""
+    inplace, itemsize = protocol["inplace"], _arguments.dtype(protocol["dtype"]).itemsize
+    floors = [
+        f"            {op.label:14}{op.bytes_per_element(itemsize):2} B an element   "
+        f"{op.pass_over(inplace, itemsize)}"
+        for op in map(OPS.get, ops)
     ]
-    if any(not row["trusted"] for row in record["rows"]):
-        lines.append(
-            f"{UNTRUSTED}: the spread, ours or the floor's, is above {limit:.0%}: something else "
-            "was running; measure again."
-        )
-    return lines
+    return [
+        "x NumPy   the time of the formula as usually written in NumPy, over ours",
+        "of floor  the time of the cheapest NumPy pass over the same arrays, over ours:",
+        *floors,
+        "best      one call, in the best round; GB/s: those bytes in that time",
+        "spread    the third best round beyond the best",
+        f"{UNTRUSTED}         the spread, ours or the floor's, stayed above "
+        f"{protocol['most_spread']:.0%} in {timing.MOST_ROUNDS * protocol['rounds']} rounds,",
+        f"          or another process was over {protocol['most_apart']:.0%} apart: the machine "
+        "was busy",
+    ]
 
 
 def peer_table(record):

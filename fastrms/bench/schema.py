@@ -16,7 +16,7 @@ class Optional:
 TIMES = {  # one rival in one row
     "best_s": float,  # seconds of one call, in the best round
     "median_s": float,  # in the median round
-    "spread": float,  # median / best - 1
+    "spread": float,  # the third best round / best - 1
     "rounds": int,
     "calls": int,  # in one round
     "gb_per_s": float,  # the row's bytes over best_s, in 1e9
@@ -33,7 +33,7 @@ ROW = {
     "bytes": int,  # moved by the op: see byte_models
     "working_set_bytes": int,  # of the arrays that it touches
     "times_numpy": float,
-    "trusted": bool,  # neither fastrms nor the floor spread beyond protocol.most_spread
+    "trusted": bool,  # by protocol.most_spread, the floor's and fastrms's, and most_apart
     "rivals": {str: TIMES},  # floor, numpy, fastrms, and the peers that have the op
     "left_out": {str: str},  # peer: why it is not in this row
 }
@@ -56,6 +56,7 @@ SCHEMA = {
         "rounds": int,
         "block_s": float,
         "most_spread": float,
+        "most_apart": Optional(float),  # of two processes of fastrms
         "inplace": bool,
         "eps": float,
         "align": int,  # bytes past a cache line at which every array starts
