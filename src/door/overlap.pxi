@@ -92,7 +92,7 @@ cdef bint share_elements(cnp.ndarray a, cnp.ndarray b) except -1:
 cdef inline bint same_view(cnp.ndarray a, cnp.ndarray b) noexcept:
     """Return whether two arrays of one shape are the same view: element i is element i."""
     cdef int axis
-    if (cnp.PyArray_DATA(a) != cnp.PyArray_DATA(b) or cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(b)
+    if (cnp.PyArray_DATA(a) != cnp.PyArray_DATA(b)
             or cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(b)):
         return False
     for axis in range(cnp.PyArray_NDIM(a)):

@@ -276,5 +276,5 @@ cdef void store_dweight_64(void* out, const double* dweight, Py_ssize_t n,
 cdef void start_64(Job* job) noexcept nogil:
     """Compute inv_n, and turn no offset into -0.0: w + -0.0 is w for every w."""
     job.inv_n = 1.0 / job.size
-    if job.weight_offset == 0:
+    if job.weight != NULL and job.weight_offset == 0:
         job.weight_offset = -0.0
