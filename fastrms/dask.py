@@ -93,7 +93,14 @@ def rms_norm_backward(
         dweight_of, dtype=meta.dtype, meta=meta, chunks=(*ones, pairs.chunks[-1])
     )
     rows = tuple(range(x.ndim - 1))
-    dweight = parts.sum(axis=rows, dtype=np.float64).astype(weight.dtype)
+    dweight = da.reduction(
+        parts,
+        quiet_sum,
+        partial(quiet_sum, result=weight.dtype),
+        axis=rows,
+        dtype=weight.dtype,
+        combine=quiet_sum,
+    )
     return dx, dweight if np.ndim(whole) == 1 else dweight.reshape(np.shape(whole))
 
 
@@ -139,7 +146,7 @@ def row_sums(parts):
     """Add up the blocks of each row in the order of the columns, one task for a block of rows."""
     *rows, last = range(parts.ndim)
     return da.blockwise(
-        sum,
+        quiet_total,
         (*rows, last + 1),
         parts,
         (*rows, last),
@@ -214,6 +221,17 @@ def dweight_of(pair):
     """Return the block's dweight, with an axis of length 1 for each axis of rows."""
     dx, dweight = pair
     return dweight.reshape((1,) * (dx.ndim - 1) + dweight.shape)
+
+
+def quiet_total(parts):
+    """Add up arrays. Beyond float64 the sum is Inf, without a warning, as in the NumPy function."""
+    with np.errstate(all="ignore"):
+        return sum(parts)
+
+
+def quiet_sum(parts, axis, keepdims, result=np.float64):
+    with np.errstate(all="ignore"):
+        return parts.sum(axis=axis, keepdims=keepdims, dtype=np.float64).astype(result)
 
 
 # ---- checks -----------------------------------------------------------------------------------

@@ -309,6 +309,21 @@ def test_an_array_of_another_dtype_is_to_be_converted(given, name, dtype):
     assert re.sub(rf"\b{name}\b", "x", str(refused.value)) == str(numpys.value)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunks", [(1, N), (2, 5)], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_warning_beyond_the_range(kind, chunks, sign):
+    """Each block's sums may be finite or Inf, and theirs Inf or NaN. A warning is an error here."""
+    dtype = dtype_of(kind)
+    large = float(FORMATS[kind].largest) * 0.9
+    dy = (np.array([1, 1, sign, sign])[:, None] * np.full((4, N), large)).astype(dtype)
+    for x in (np.ones((4, N), dtype), np.full((4, N), large**0.5).astype(dtype), dy):
+        weight = np.ones(N, dtype)
+        arrays = [da.from_array(array, chunks=chunks) for array in (dy, x)]
+        lazy = *adapter.rms_norm_backward(*arrays, weight), *adapter.add_rms_norm(*arrays, weight)
+        assert [array.dtype for array in dask.compute(*lazy)] == [dtype] * 4
+
+
 def test_shapes_must_agree(given):
     x = da.from_array(given[0])
     with pytest.raises(ValueError, match="residual must have the shape of x"):
