@@ -215,7 +215,8 @@ def _factor(weight: ArrayLike | None, weight_offset: float) -> Any:
     if weight is None:
         return 1.0
     weight = _wide(weight)
-    return weight_offset + weight.reshape(weight.shape[-1:])
+    # Without an offset nothing is added: 0.0 would turn a weight of -0.0 into 0.0.
+    return (weight_offset or -0.0) + weight.reshape(weight.shape[-1:])
 
 
 def _arithmetic(*arrays: ArrayLike | None) -> type[np.floating[Any]]:

@@ -18,6 +18,8 @@ from fastrms.check import (
     ulps,
 )
 
+from .dtypes import KINDS, dtype_of
+
 ROWS, N = 7, 67
 FLOAT32_MAX = np.finfo(np.float32).max
 SMALLEST = np.float32(2.0**-149)
@@ -142,6 +144,25 @@ def test_zero_row(isa, inputs, weighted, zero):
     y = fastrms.rms_norm(x, weight, 0.0)
     assert np.isnan(y[ROW]).all()
     assert y[OTHERS].tobytes() == clean[OTHERS].tobytes()
+
+
+@pytest.mark.parametrize("weight_offset", [0.0, -0.0, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_signs_of_zeros_are_the_references(isa, rng, kind, weight_offset):
+    """Of y, and of 0.0 and -0.0 in x, residual and weight, beside numbers whose sum is zero."""
+    zeros = np.array([0.0, -0.0, 1.5, -1.5]).astype(dtype_of(kind))
+    x, residual, weight = (rng.choice(zeros, size) for size in ((9, N), (9, N), N))
+    for function, arguments in (
+        ("rms_norm", (x, weight)),
+        ("rms_norm", (x,)),
+        ("rms_scale", (x, np.ones(9), N, weight)),
+        ("add_rms_norm", (x, residual, weight)),
+    ):
+        found, wanted = (
+            getattr(module, function)(*map(np.copy, arguments), weight_offset=weight_offset)
+            for module in (fastrms, reference)
+        )
+        np.testing.assert_array_equal(np.signbit(found), np.signbit(wanted))
 
 
 def test_zero_row_through_the_fused_call(isa, inputs):
