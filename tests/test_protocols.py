@@ -1,5 +1,8 @@
 """Arrays of other libraries: the error suggests a conversion, and that conversion works."""
 
+import array
+import ctypes
+
 import numpy as np
 import pytest
 
@@ -70,6 +73,63 @@ def test_a_buffer_that_cannot_be_had(draw):
     assert refusal(buffer).startswith("x must be a numpy.ndarray or a buffer of floats, got ")
     assert "got memoryview (" in refusal(buffer)
     assert "released" in refusal(buffer)
+
+
+class Pair(ctypes.Structure):
+    _fields_ = [("a", ctypes.c_float), ("b", ctypes.c_int)]
+
+
+class Either(ctypes.Union):
+    _fields_ = [("a", ctypes.c_float), ("b", ctypes.c_int)]
+
+
+class Bits(ctypes.Structure):
+    _fields_ = [("a", ctypes.c_int, 3), ("b", ctypes.c_int, 5)]
+
+
+LongDoubles = ctypes.c_longdouble * 4
+FLOATS = np.arange(1, 5, dtype=np.float32)
+# Buffers of other elements: the advice for each, a piece of Python that makes a float array of it.
+BUFFERS = {
+    "bytes": (FLOATS.tobytes(), "np.frombuffer(x, np.float32)"),
+    "bytearray": (bytearray(FLOATS), "np.frombuffer(x, np.float32)"),
+    "chars": (memoryview(FLOATS.tobytes()).cast("c"), "np.frombuffer(x, np.float32)"),
+    "integers": (array.array("q", [1, 2, 3, 4]), "np.asarray(x).astype(np.float32)"),
+    "other order": (
+        (ctypes.c_float.__ctype_be__ * 4)(1, 2, 3, 4),
+        "np.asarray(x).astype(np.float32)",
+    ),
+    "structures": ((Pair * 4)((1, 0), (2, 0), (3, 0), (4, 0)), "np.asarray(x)['a']"),
+    "an ndarray of structures": (np.array([(i, 0) for i in FLOATS], "f4,i4"), "x['f0']"),
+    "an ndarray of bytes": (FLOATS.view("V4"), "x.view(np.float32)"),
+    "long doubles": (LongDoubles(1, 2, 3, 4), "np.frombuffer(x, dtype)"),
+    "wide characters": ((ctypes.c_wchar * 4)(), "np.frombuffer(x, dtype)"),
+    "pointers": ((ctypes.c_char_p * 4)(), "np.frombuffer(x, dtype)"),
+    "bit fields": ((Bits * 4)(), "np.frombuffer(x, dtype)"),
+    "unions": ((Either * 4)(), "np.frombuffer(x, dtype)"),  # NumPy warns of these: an error here
+}
+
+
+@pytest.mark.parametrize("kind", BUFFERS)
+def test_buffers_of_other_elements(kind):
+    buffer, way = BUFFERS[kind]
+    with pytest.raises(TypeError, match=r"^x must be .*float.*; ") as refused:
+        fastrms.rms_norm(buffer)
+    assert str(refused.value).endswith(way)
+    if isinstance(buffer, LongDoubles):
+        way = way.replace("dtype", "np.longdouble") + ".astype(np.float32)"
+    if "dtype)" not in way:
+        given = eval(way, {"np": np, "x": buffer})
+        assert fastrms.rms_norm(given).tobytes() == fastrms.rms_norm(FLOATS).tobytes()
+    with pytest.raises(TypeError, match=r"^out must be .*float"):
+        fastrms.rms_norm(FLOATS, out=buffer)
+
+
+def test_a_read_only_buffer_is_no_output():
+    buffer = memoryview(FLOATS.tobytes()).cast("f")
+    assert fastrms.rms_norm(buffer).tobytes() == fastrms.rms_norm(FLOATS).tobytes()
+    with pytest.raises(ValueError, match="out must be writeable, got a read-only array"):
+        fastrms.rms_norm(FLOATS, out=buffer)
 
 
 def test_dlpack(draw):

@@ -8,6 +8,8 @@ cimport numpy as cnp
 from door.python cimport PyArray_NewLikeArray
 from kernels.kinds cimport BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 
+# Dtypes without a meaning, as np.load gives bfloat16's, and what they may hold.
+cdef dict MEMORY_OF = {"|V2": "ml_dtypes.bfloat16", "|V4": "np.float32", "|V8": "np.float64"}
 # Messages never advise a copy of these: the result would be lost with it.
 cdef frozenset WRITTEN = frozenset(("residual", "out", "dx", "dweight"))
 
@@ -28,9 +30,16 @@ cdef cnp.ndarray foreign_array(object value, str name):
         buffer = memoryview(value)
     except TypeError:
         raise TypeError(no_array(value, name)) from None
-    except (BufferError, ValueError) as error:      # a buffer that is locked, or of another dtype
+    except (BufferError, ValueError) as error:      # a buffer that is locked or released
         raise TypeError(f"{no_array(value, name)} ({error})") from None
-    return np.asarray(buffer)
+    try:
+        array = np.asarray(buffer)
+    except (BufferError, RuntimeWarning, TypeError, ValueError) as error:
+        raise TypeError(f"{no_array(value, name)}, whose elements NumPy cannot describe ({error}); "
+                        f"pass an ndarray over its memory: np.frombuffer({name}, dtype)") from None
+    if not is_float(array):     # found here, since an ndarray has methods that a buffer lacks
+        refuse_dtype(array, name, name in WRITTEN, f"np.asarray({name})")
+    return array
 
 
 cdef str no_array(object value, str name):
@@ -101,7 +110,7 @@ cdef int check_other_array(cnp.ndarray array, str name, bint* other, bint output
     if array is None:
         raise TypeError(no_array(None, name))
     if not is_float(array):
-        refuse_dtype(array, name, output)
+        refuse_dtype(array, name, output, name)
     if cnp.PyArray_NDIM(array) == 0:
         raise ValueError(f"{name} must have at least one axis, got a 0-d array")
     if output:
@@ -125,13 +134,18 @@ cdef bint is_float(cnp.ndarray array) except -1:
     return True
 
 
-cdef int refuse_dtype(cnp.ndarray array, str name, bint output) except -1:
+cdef int refuse_dtype(cnp.ndarray array, str name, bint output, str ndarray) except -1:
+    """Raise, with advice for an array that `ndarray` spells."""
     kind = array.dtype.str
-    advice = f"convert it first: {name}.astype(np.float32)"
-    if kind == "|V2":       # as np.load gives a bfloat16
-        advice = f"convert it first: {name}.view(ml_dtypes.bfloat16)"
+    advice = f"convert it first: {ndarray}.astype(np.float32)"
+    if array.dtype.names:
+        advice = f"pass a field: {ndarray}[{array.dtype.names[0]!r}]"
+    elif kind in MEMORY_OF:
+        advice = f"convert it first: {ndarray}.view({MEMORY_OF[kind]})"
     elif output:    # out.astype(...) would be a temporary, and the result lost with it
         advice = "it is written, so allocate it as one of these, and keep it"
+    elif kind in ("|u1", "|S1") and ndarray != name:
+        advice = f"if these are the bytes of floats, pass np.frombuffer({name}, np.float32)"
     raise TypeError(f"{name} must be native float16, bfloat16, float32 or float64, got {kind!r} "
                     f"({array.dtype}); {advice}")
 
