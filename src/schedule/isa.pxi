@@ -19,8 +19,12 @@ cdef int current_isa = 0        # index into ISA_MODULES
 def available_isas():
     """Return the instruction sets that were compiled in and that this CPU runs, slowest first."""
     runs = {"baseline": True, "v3": cpu_has_v3(), "v4": cpu_has_v4()}
-    return tuple(isa for isa, module in ISA_MODULES.items()
-                 if runs[isa] and find_spec(f"fastrms.{module}") is not None)
+    available = tuple(isa for isa, module in ISA_MODULES.items()
+                      if runs[isa] and find_spec(f"fastrms.{module}") is not None)
+    if not available:
+        raise ImportError("fastrms._kernels_baseline, a compiled extension, is missing: this is a "
+                          "broken install, or a program frozen without fastrms' PyInstaller hook")
+    return available
 
 
 def preferred_isa():
