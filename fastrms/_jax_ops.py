@@ -20,49 +20,66 @@ for _name, _target in _jax.targets.items():
 # ---- the formula, for other types and platforms -----------------------------------------------
 
 
-def formula(x, weight, eps, weight_offset):
-    """Return y in x's type, computed in float32 or wider: the square of a float16 may overflow."""
-    wide = x.astype(jnp.promote_types(x.dtype, np.float32))
-    y = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+def arithmetic(*arrays):
+    """Return float64 if one of the arrays is float64, float32 for any others."""
+    return np.float64 if any(array.dtype == np.float64 for array in arrays) else np.float32
+
+
+def normalise(x, weight, eps, weight_offset):
+    """Return y in the dtype of x, which is that of the arithmetic."""
+    y = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
     if weight is not None:
-        y = y * (weight_offset + weight.astype(y.dtype))
-    return y.astype(x.dtype)
+        y = y * ((weight_offset or -0.0) + weight.astype(y.dtype))  # w + -0.0 is w for every w
+    return y
 
 
-def add_formula(x, residual, weight, eps, weight_offset):
-    total = residual + x
-    return formula(total, weight, eps, weight_offset), total
+def formula(x, weight, *numbers):
+    return normalise(x.astype(arithmetic(x)), weight, *numbers).astype(x.dtype)
 
 
-def formula_gradient(dy, x, weight, eps, weight_offset):
-    return jax.vjp(lambda x, weight: formula(x, weight, eps, weight_offset), x, weight)[1](dy)
+def add_formula(x, residual, weight, *numbers):
+    wide = arithmetic(x, residual)
+    total = (residual.astype(wide) + x.astype(wide)).astype(residual.dtype)
+    return normalise(total.astype(wide), weight, *numbers).astype(x.dtype), total
 
 
-def add_formula_gradient(dy, total, dtotal, weight, eps, weight_offset):
-    dx, dweight = formula_gradient(dy, total, weight, eps, weight_offset)
-    return dx + dtotal, dweight
+def wide_gradient(dy, x, weight, *numbers):
+    """Return dx in the dtype of the arithmetic, and dweight in that of weight."""
+    wide = arithmetic(dy, x)
+    norm_of = partial(normalise, eps=numbers[0], weight_offset=numbers[1])
+    return jax.vjp(norm_of, x.astype(wide), weight)[1](dy.astype(wide))
+
+
+def formula_gradient(dy, x, weight, *numbers):
+    dx, dweight = wide_gradient(dy, x, weight, *numbers)
+    return dx.astype(x.dtype), dweight
+
+
+def add_formula_gradient(dy, total, dtotal, weight, *numbers):
+    dx, dweight = wide_gradient(dy, total, weight, *numbers)
+    return (dx + dtotal.astype(dx.dtype)).astype(total.dtype), dweight
 
 
 # ---- the custom calls -------------------------------------------------------------------------
 
 
-def call(target, arrays, weight, eps, weight_offset, *, in_place=None, gradient=False):
-    """Call `target` on arrays of one shape, (..., n); weight is (n,).
+def call(target, arrays, weight, eps, weight_offset, *, like, in_place=None, gradient=False):
+    """Call `target` on arrays of one shape, (..., n); weight is (n,). Results have the types of the
+    arrays numbered in `like`; array `in_place` is the last of them.
 
     vmap adds one more leading axis to the arrays, to the weight (of length 1 if all share it), and
     to dweight.
     """
-    outputs = 2 if in_place is not None and not gradient else 1
     weights = () if weight is None else (weight,)
 
     @custom_vmap
     def run(*operands):
         x, last = operands[0], operands[-1]
-        results = [x] * outputs
+        results = [operands[i] for i in like]
         if gradient and weights:
             rows = tuple(range(last.ndim - 1, x.ndim - 1))
-            results.append(jax.eval_shape(partial(jnp.sum, axis=rows), x))
-        aliases = None if in_place is None else {in_place: outputs - 1}
+            results.append(jax.eval_shape(lambda x: x.sum(rows).astype(last.dtype), x))
+        aliases = None if in_place is None else {in_place: len(like) - 1}
         function = jax.ffi.ffi_call(target, results, input_output_aliases=aliases)
         numbers = {"eps": np.float64(eps), "weight_offset": np.float64(weight_offset)}
         return tuple(function(*operands, **numbers))
@@ -82,21 +99,24 @@ def call(target, arrays, weight, eps, weight_offset, *, in_place=None, gradient=
 
 
 def norm_call(x, weight, *numbers):
-    return call("fastrms_rms_norm", [x], weight, *numbers)[0]
+    return call("fastrms_rms_norm", [x], weight, *numbers, like=[0])[0]
 
 
 def add_call(x, residual, weight, *numbers):
-    return call("fastrms_add_rms_norm", [x, residual], weight, *numbers, in_place=0)
+    reused = int(x.dtype != residual.dtype)  # for total: x, if it can hold it
+    target, arrays = "fastrms_add_rms_norm", [x, residual]
+    return call(target, arrays, weight, *numbers, like=[0, 1], in_place=reused)
 
 
 def norm_gradient_call(dy, x, weight, *numbers):
     target = "fastrms_rms_norm_backward"
-    return with_dweight(call(target, [dy, x], weight, *numbers, gradient=True))
+    return with_dweight(call(target, [dy, x], weight, *numbers, like=[1], gradient=True))
 
 
 def add_gradient_call(dy, total, dtotal, weight, *numbers):
     target, arrays = "fastrms_add_rms_norm_backward", [dy, total, dtotal]
-    return with_dweight(call(target, arrays, weight, *numbers, in_place=2, gradient=True))
+    results = call(target, arrays, weight, *numbers, like=[2], in_place=2, gradient=True)
+    return with_dweight(results)
 
 
 def with_dweight(results):
@@ -140,7 +160,7 @@ def add_norm_backward(*given):
     *numbers, (total, weight), (dy, dtotal) = given
     arrays = dy, total, dtotal, weight
     dtotal, dweight = on_cpu(add_gradient_call, add_formula_gradient, arrays, numbers)
-    return dtotal, dtotal, dweight
+    return dtotal.astype(dy.dtype), dtotal, dweight  # dy has the dtype of x
 
 
 norm.defvjp(norm_forward, norm_backward)

@@ -1,8 +1,8 @@
 """fastrms for JAX on the CPU: XLA custom calls with gradients, for jit, vmap, shard_map and export.
 
-Float32 arrays on the CPU go to fastrms' kernels, every other type and platform to the formula in
-jax.numpy. Gradients cannot be differentiated again. The norm is that of Zhang & Sennrich, "Root
-Mean Square Layer Normalization", 2019, arXiv:1910.07467.
+Float16, bfloat16, float32 and float64 arrays on the CPU go to fastrms' kernels, every other type
+and platform to the formula in jax.numpy. Gradients cannot be differentiated again. The norm is that
+of Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
 """
 
 from __future__ import annotations  # the site is built without jax
@@ -16,10 +16,10 @@ except ModuleNotFoundError as error:
     raise ImportError(f"jax is not installed: {wanted}") from None
 
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from . import _jax, _jax_ops
+from ._arguments import DTYPES
 
 __all__ = ["TARGETS", "add_rms_norm", "rms_norm"]
 
@@ -48,8 +48,8 @@ def rms_norm(
     Parameters
     ----------
     x : array, shape (..., n)
-        Of a floating type. Float32 on the CPU is computed by fastrms, anything else by jax.numpy
-        in float32 or wider.
+        Of a floating type. On the CPU float16, bfloat16, float32 and float64 are computed by
+        fastrms, anything else by jax.numpy; both in float32, or in float64 if `x` is.
     weight : array, shape (n,), optional
         Without it the factor is 1.
     eps, weight_offset : float
@@ -58,7 +58,7 @@ def rms_norm(
 
     Returns
     -------
-    A new array of x's shape and type, differentiable once in `x` and `weight`.
+    A new array of x's shape and type, rounded once; differentiable once in `x` and `weight`.
 
     Raises
     ------
@@ -69,8 +69,7 @@ def rms_norm(
 
     Notes
     -----
-    Float32 on the CPU gives the bits of `fastrms.rms_norm`, and its gradient those of
-    `fastrms.rms_norm_backward`.
+    On the CPU these are the bits of `fastrms.rms_norm`, and of `fastrms.rms_norm_backward`.
 
     Examples
     --------
@@ -79,7 +78,7 @@ def rms_norm(
     Array([[0.8485278, 1.1313704]], dtype=float32)
     """
     x, weight, numbers = check(x, weight, eps, weight_offset)
-    if all_float32(x, weight):
+    if have_kernels(x, weight):
         return _jax_ops.compiled_norm(*alike(x, weight), *numbers)
     return _jax_ops.formula(x, weight, *numbers)
 
@@ -103,14 +102,15 @@ def add_rms_norm(
         A layer's output, of a floating type. If the same `jax.jit` computes `x` and uses it nowhere
         else, XLA reuses its memory for `total`: one pass. Otherwise XLA copies `x` first.
     residual : array, shape of x
-        The stream.
+        The stream; float32 beside bfloat16 `x` keeps small sums.
     weight, eps, weight_offset
         As in `rms_norm`.
 
     Returns
     -------
     y, total
-        New arrays of x's shape, differentiable once in all arguments that are arrays.
+        New arrays of x's shape, with the types of `x` and `residual`, differentiable once in all
+        arguments that are arrays.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def add_rms_norm(
 
     Notes
     -----
-    Float32 on the CPU gives the bits of `fastrms.add_rms_norm`. Its gradient is one call of
+    On the CPU these are the bits of `fastrms.add_rms_norm`. The gradient is one call of
     `fastrms.rms_norm_backward`, which adds to the gradient of `total`.
 
     Examples
@@ -132,7 +132,7 @@ def add_rms_norm(
     residual = floating(residual, "residual")
     if residual.shape != x.shape:
         raise ValueError(f"residual must have the shape of x, {x.shape}, got {residual.shape}")
-    if all_float32(x, residual, weight):
+    if have_kernels(x, residual, weight):
         return _jax_ops.compiled_add_norm(*alike(x, residual, weight), *numbers)
     return _jax_ops.add_formula(x, residual, weight, *numbers)
 
@@ -169,8 +169,8 @@ def number(value, name):
         raise TypeError(f"{name} must be a real number, got {type(value).__name__}") from None
 
 
-def all_float32(*arrays):
-    return all(array is None or array.dtype == np.float32 for array in arrays)
+def have_kernels(*arrays):
+    return all(array is None or array.dtype.name in DTYPES for array in arrays)
 
 
 def alike(*arrays):

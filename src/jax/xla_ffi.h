@@ -16,8 +16,10 @@ enum {
     XLA_METADATA = 1, /* type of an extension */
     XLA_BUFFER = 1,   /* type of an argument or result */
     XLA_SCALAR = 3,   /* type of an attribute */
+    XLA_F16 = 10,
     XLA_F32 = 11,
     XLA_F64 = 12,
+    XLA_BF16 = 16,
     XLA_EXECUTE = 3, /* stage */
     XLA_INVALID_ARGUMENT = 3,
     XLA_RESOURCE_EXHAUSTED = 8
