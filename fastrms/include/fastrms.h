@@ -23,8 +23,11 @@
  *               other array. Its contents do not matter before the call, nor after it.
  *
  * The caller must ensure what a pointer cannot tell: that the memory exists, and what overlaps.
- * An output may be an input where stated below, with the same address and stride. Any other overlap
- * of an output with another array gives undefined results. (The Python functions copy then.)
+ * An output may be an input in these pairs alone, with the same address, stride and kind: out or
+ * residual may be x, and dx may be x or dy. Results are undefined, silently, if an output shares
+ * memory with another array in any other way: rows of x, dy or residual that are shifted, a weight
+ * within an output (also where dweight is weight), scratch or sums within an array, a second output.
+ * (The NumPy functions copy an input then, and raise for two outputs.)
  *
  * Every function returns FASTRMS_OK or, with nothing written, the first error that it found.
  */
