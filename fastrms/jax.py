@@ -154,7 +154,11 @@ def check(x, weight, eps, weight_offset):
 
 
 def floating(value, name):
-    array = jnp.asarray(value)
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):  # JAX's and NumPy's own, of anything that is no array
+        got = type(value).__name__
+        raise TypeError(f"{name} must be an array of a floating type, got {got}") from None
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must be of a floating type, got {array.dtype}")
     return array

@@ -1,5 +1,6 @@
 """fastrms.jax: the bits of the NumPy functions under JAX's transformations; errors; docs/jax.md."""
 
+import ctypes
 import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -318,6 +319,13 @@ X = np.ones((2, 3), np.float32)
 BAD = [
     (lambda: adapter.rms_norm(np.float32(1)), ValueError, "x must have at least one axis"),
     (lambda: adapter.rms_norm(X.astype(int)), TypeError, "x must be of a floating type, got int"),
+    (lambda: adapter.rms_norm(X, "w"), TypeError, "weight must be an array .* got str"),
+    (lambda: adapter.add_rms_norm(X, object()), TypeError, "residual must be an array .* object"),
+    (
+        lambda: adapter.rms_norm((ctypes.c_longdouble * 4)()),
+        TypeError,
+        "x must be an array of a floating type, got c_longdouble_Array_4",
+    ),
     (
         lambda: adapter.rms_norm(X, np.ones((1, 3), np.float32)),
         ValueError,

@@ -1,4 +1,4 @@
-"""fastrms.jax on the four dtypes in any mix, under strict promotion: the bits of the NumPy functions.
+"""fastrms.jax on the four dtypes in any mix, under strict promotion: the bits of NumPy's calls.
 
 The formula for the same arrays, and for narrower ones; what is differentiable.
 """

@@ -22,8 +22,7 @@ def available_isas():
     available = tuple(isa for isa, module in ISA_MODULES.items()
                       if runs[isa] and find_spec(f"fastrms.{module}") is not None)
     if not available:
-        raise ImportError("fastrms._kernels_baseline, a compiled extension, is missing: this is a "
-                          "broken install, or a program frozen without fastrms' PyInstaller hook")
+        raise ImportError("fastrms._kernels_baseline, a compiled extension, is missing")
     return available
 
 
