@@ -1,4 +1,4 @@
-"""Shared memory in numba, by the table of docs/callers.md: in place, or a ValueError and no change."""
+"""Shared memory in numba, by the table of docs/callers.md: in place, or a ValueError."""
 
 import numpy as np
 import pytest
