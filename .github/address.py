@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """address.py ADDRESS TAG: write the repository's address into the files of a release.
 
-It fills in `[project.urls]` of pyproject.toml, and makes the README's links and pictures absolute,
-since a package index shows it without the checkout. Run it in the checkout before the build.
+It fills in `[project.urls]` of pyproject.toml, and makes the README's links absolute, since a package
+index shows it without the checkout. Run it in the checkout before the build.
 """
 
 import re
@@ -19,8 +19,7 @@ def with_urls(pyproject, address):
 
 
 def with_links(readme, address, tag):
-    """Return the README with absolute links to pages and pictures of that tag."""
-    readme = re.sub(r"(!\[[^]]*\]\()(?=\w[^:)]*\))", rf"\1{address}/raw/{tag}/", readme)
+    """Return the README with absolute links to the pages of that tag."""
     return re.sub(r"(\]\()(?=\w[^:)]*\))", rf"\1{address}/blob/{tag}/", readme)
 
 

@@ -1,7 +1,7 @@
 """Record the comparison with every peer on this machine: `python bench/record.py [NAME]`.
 
-It is `fastrms bench` with the shapes of the README and of its picture, on one thread and on two,
-and writes bench/results/NAME.json. Further arguments go to `fastrms bench` as they are.
+It is `fastrms bench` with the shapes of docs/benchmarks.md, on one thread and on two, and writes
+bench/results/NAME.json. Further arguments go to `fastrms bench` as they are.
 """
 
 import argparse
@@ -16,13 +16,19 @@ from fastrms.bench import machine
 RESULTS = Path(__file__).parent / "results"
 # What the peers have, too.
 OPS = ("forward", "add_norm", "backward", "add")
-# The README's table: the call itself, decode, a batch, odd lengths, heads, prefill, the large ones.
-# 65536 x 4096 is left out: a process of each peer would hold 4 GiB of it.
-TABLE = (
+# The call itself, decode, batches, odd lengths, heads, training, prefill; rows of 4096 at every size,
+# for the lines of the picture. 65536 x 4096 is left out: each peer would hold 4 GiB of it.
+SHAPES = (
     "1x16",
     "1x64",
     "1x4096",
+    "4x4096",
     "16x4096",
+    "64x4096",
+    "256x4096",
+    "512x4096",
+    "1024x4096",
+    "4096x4096",
     "1000x17",
     "100x100",
     "1000x64",
@@ -32,14 +38,12 @@ TABLE = (
     "64x5120",
     "64x11008",
     "1000x1000",
+    "4096x1024",
+    "8192x128",
     "16384x128",
-    "100000x64",
     "65536x128",
-    "512x4096",
-    "4096x4096",
+    "100000x64",
 )
-# Rows of 4096 at the sizes between, for the lines of the picture.
-PICTURE = ("4x4096", "64x4096", "256x4096", "1024x4096")
 
 
 def default_name():
@@ -55,5 +59,5 @@ if __name__ == "__main__":
     args, more = parser.parse_known_args()
     RESULTS.mkdir(exist_ok=True)
     command = ["bench", "--peers", "all", "--threads", "1,2", "--op", ",".join(OPS)]
-    command += ["--shape", ",".join(TABLE + PICTURE)]
+    command += ["--shape", ",".join(SHAPES)]
     sys.exit(main([*command, "--json", str(RESULTS / f"{args.name}.json"), *more]))

@@ -1,7 +1,7 @@
 """The site, from the pages as they stand in the checkout: .ci/gates/docs builds it.
 
 The source folder is the checkout itself, so that every link between pages is the same here and
-there, and the README is the first page. Only two things are added to pages, both in `complete`.
+there, and the README is the first page. Only its contents are added, in `complete`.
 """
 
 import ast
@@ -42,10 +42,12 @@ CONTENTS = """
 :hidden:
 :glob:
 
+docs/replace
+docs/benchmarks
 docs/guide
 docs/api
 docs/*
-Benchmarks <bench/README>
+How it is measured <bench/README>
 CHANGELOG
 CONTRIBUTING
 SECURITY
@@ -54,12 +56,9 @@ SECURITY
 
 
 def complete(app, page, source):
-    """Give the README the site's contents, and the benchmarks a picture of each CPU."""
+    """Give the README the site's contents."""
     if page == root_doc:
         source[0] += CONTENTS
-    if page == "bench/README":
-        for path in sorted((ROOT / "bench/results").glob("*.png")):
-            source[0] += f"\n\n## {path.stem}\n\n![GB/s by working set](results/{path.name})\n"
 
 
 # ---- signatures: those of the stub, all overloads in one --------------------------------------

@@ -302,26 +302,31 @@ def test_numba_has_every_op_but_the_offset(numba, op, threads, inplace, dtype, e
         assert case.error(peers.build("numba", case, threads)) < error
 
 
-def test_the_readme_is_made_from_a_record(tiny, tmp_path):
+def test_the_pages_are_made_from_a_record(tiny, tmp_path):
     folder, _, record = tiny
     shutil.copy(folder / "new.json", tmp_path)
     (tmp_path / "other.json").write_text(json.dumps(record | {"commit": "0123abc"}))
     folder = tmp_path
-    readme = folder / "README.md"
-    readme.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
-    command = [sys.executable, BENCH / "readme.py", folder / "new.json", "--readme", readme]
+    page, readme = folder / "benchmarks.md", folder / "README.md"
+    for file in (page, readme):
+        file.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
+    command = [sys.executable, BENCH / "pages.py", folder / "new.json"]
+    command += ["--page", page, "--readme", readme]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    text = readme.read_text()
-    assert text.startswith("before\n<!-- bench:begin -->\n")
-    assert text.endswith("\n<!-- bench:end -->\nafter\n")
-    assert "old" not in text.splitlines()
-    assert record["machine"]["cpu"] in text
+    for text in (page.read_text(), readme.read_text()):
+        assert text.startswith("before\n<!-- bench:begin -->\n")
+        assert text.endswith("\n<!-- bench:end -->\nafter\n")
+        assert "old" not in text.splitlines()
+        assert record["machine"]["cpu"] in text
+    assert "in the median of " in text
+    text = page.read_text()
     for line in ("| 1 thread | forward |", "| 2 threads | forward |"):
-        assert text.count(line) == 1
-    assert text.count("| 3 x 33 | ") == 2
+        assert text.count(line) == 2  # of each record
+    assert text.count("| 3 x 33 | ") == 4
+    assert text.count("- forward, 2 threads: the fastest in ") == 2
     assert f"commit {record['commit'] or 'unknown'}, " in text
     assert "commit 0123abc, " in text
-    assert "([picture](other.png)): fastrms is the fastest in " in text
+    assert "](other.png)" in text
     for name in ("new.png", "other.png"):
         assert (folder / name).stat().st_size > 10_000
