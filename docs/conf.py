@@ -50,6 +50,7 @@ docs/*
 How it is measured <bench/README>
 CHANGELOG
 CONTRIBUTING
+CODE_OF_CONDUCT
 SECURITY
 ```
 """
