@@ -27,8 +27,9 @@ def section(record, picture):
     counts = list(dict.fromkeys(row["threads"] for row in record["rows"]))
     return "\n\n".join(
         [
-            f"## {record['machine']['cpu']}, {isa}",
+            f"### {record['machine']['cpu']}, {isa}",
             machine(record),
+            "Times the speed of the best other, in the median of the shapes and at worst:",
             "\n".join(words(record)),
             *(table(record, threads) for threads in counts),
             f"![GB/s against the working set, with the caches marked]({picture})",
@@ -78,8 +79,8 @@ def standing(rows):
     worst = min(found, key=found.get)
     first = sum(ratio >= 1 for ratio in found.values())
     return (
-        f"the fastest in {first} of {len(rows)} shapes, {median(found.values()):.2f} times the "
-        f"speed of the best other in the median, {found[worst]:.2f} at worst ({worst})"
+        f"{median(found.values()):.2f}, at worst {found[worst]:.2f} ({worst}); "
+        f"the fastest in {first} of {len(rows)}"
     )
 
 

@@ -1,8 +1,8 @@
 """Print the share of the norms in NumPy programs, and what fastrms saves: python bench/pays.py
 
 A decoder of Llama's shape with random weights, for one token and for a prompt; and a training step
-of examples/microgpt.py. All on one thread, BLAS too. A time is the best of interleaved rounds, the
-share of the norms their median.
+of examples/microgpt.py. All on one thread, BLAS too. A time is the least CPU time of interleaved
+rounds, the share of the norms their median.
 """
 
 import os
@@ -81,16 +81,16 @@ def training():
 
 
 def measure(step, rounds, limit=3.0):
-    """Return {module: (best seconds of a step, median share of the norms in it)}."""
+    """Return {module: (least seconds of CPU time a step, median share of the norms in it)}."""
     found, start = {name: [] for name in NORMS}, time.perf_counter()
     for turn in range(rounds):
         if turn > 4 and time.perf_counter() - start > limit:
             break
         for name, module in NORMS.items():
-            timed, begin = Timed(module), time.perf_counter()
+            timed, begin, used = Timed(module), time.perf_counter(), time.process_time()
             step(timed)
-            seconds = time.perf_counter() - begin
-            found[name].append((seconds, sum(timed.seconds) / seconds))
+            used, seconds = time.process_time() - used, time.perf_counter() - begin
+            found[name].append((used, sum(timed.seconds) / seconds))
     columns = {name: zip(*rows[1:], strict=True) for name, rows in found.items()}
     return {name: (min(seconds), median(shares)) for name, (seconds, shares) in columns.items()}
 
