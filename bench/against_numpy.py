@@ -33,10 +33,10 @@ if __name__ == "__main__":
     )
     print("|", " | ".join(["", *(OPS[op].label for op in CALLS)]), "|")
     print("|", " | ".join(["---"] * (1 + len(CALLS))), "|")
-    for name, shape in SHAPES.items():
+    for name, (count, n) in SHAPES.items():
         cells = []
         for op in CALLS:
-            row = rows[*shape, op]
+            row = rows[count, n, op]
             mark = "" if row["trusted"] else " ?"
             times = f"{microseconds(row, 'numpy')} -> {microseconds(row, 'fastrms')} us"
             cells.append(f"{times}, **{row['times_numpy']:.1f}x**{mark}")

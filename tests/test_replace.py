@@ -13,7 +13,7 @@ SETUP = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
 
 
 def section(title):
-    """Run the set-up and the blocks below a heading; return the values, and the inputs as float64."""
+    """Run the set-up and a heading's blocks; return the values, and the inputs as float64."""
     values = {}
     exec(SETUP, values)
     inputs = {key: values[key].astype(np.float64) for key in ("x", "h", "gate", "dy", "w")}
