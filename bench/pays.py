@@ -1,15 +1,14 @@
 """Print the share of the norms in NumPy programs, and what fastrms saves: python bench/pays.py
 
 A decoder of Llama's shape with random weights, for one token and for a prompt; and a training step
-of examples/microgpt.py. All on one thread, BLAS too. A time is the least CPU time of interleaved
-rounds, the share of the norms their median.
+of examples/microgpt.py. All on one thread, BLAS too. The times are CPU time, the least of
+interleaved rounds.
 """
 
 import os
 import sys
 import time
 from pathlib import Path
-from statistics import median
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -81,19 +80,18 @@ def training():
 
 
 def measure(step, rounds, limit=3.0):
-    """Return {module: (least seconds of CPU time a step, median share of the norms in it)}."""
+    """Return {module: (seconds of CPU time a step, share of the norms in it)}."""
     found, start = {name: [] for name in NORMS}, time.perf_counter()
     for turn in range(rounds):
         if turn > 4 and time.perf_counter() - start > limit:
             break
         for name, module in NORMS.items():
             step(module)  # untimed: the memory that the other's step freed is this one's
-            timed, begin, used = Timed(module), time.perf_counter(), time.process_time()
+            timed, begin = Timed(module, time.process_time), time.process_time()
             step(timed)
-            used, seconds = time.process_time() - used, time.perf_counter() - begin
-            found[name].append((used, sum(timed.seconds) / seconds))
-    columns = {name: zip(*rows[1:], strict=True) for name, rows in found.items()}
-    return {name: (min(seconds), median(shares)) for name, (seconds, shares) in columns.items()}
+            found[name].append((time.process_time() - begin, sum(timed.seconds)))
+    least = {name: list(map(min, zip(*rows, strict=True))) for name, rows in found.items()}
+    return {name: (seconds, norms / seconds) for name, (seconds, norms) in least.items()}
 
 
 def line(name, dtype, step):
