@@ -23,7 +23,7 @@ def microseconds(row, rival):
 
 
 if __name__ == "__main__":
-    plan = Plan(ops=CALLS, shapes=tuple(SHAPES.values()))
+    plan = Plan(ops=CALLS, shapes=tuple(SHAPES.values()), rounds=25)
     rows = {
         (row["rows"], row["n"], row["op"]): row
         for row in measure.rows(plan, measure.new_record(plan))
