@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """address.py ADDRESS TAG: write the repository's address into the files of a release.
 
-It fills in `[project.urls]` of pyproject.toml, and makes the README's links absolute, since a package
-index shows it without the checkout. Run it in the checkout before the build.
+It fills in `[project.urls]` of pyproject.toml, and makes the README's links absolute, since a
+package index shows it without the checkout. Run it in the checkout before the build.
 """
 
 import re

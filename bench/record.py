@@ -16,8 +16,8 @@ from fastrms.bench import machine
 RESULTS = Path(__file__).parent / "results"
 # What the peers have, too.
 OPS = ("forward", "add_norm", "backward", "add")
-# The call itself, decode, batches, odd lengths, heads, training, prefill; rows of 4096 at every size,
-# for the lines of the picture. 65536 x 4096 is left out: each peer would hold 4 GiB of it.
+# The call itself, rows of 4096 at every size (decode, prefill, the lines of the picture), odd
+# lengths, training, heads. 65536 x 4096 is left out: each peer would hold 4 GiB of it.
 SHAPES = (
     "1x16",
     "1x64",

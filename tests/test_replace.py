@@ -106,7 +106,7 @@ def test_nothing_becomes_float64():
 def test_onnx_reference_evaluator():
     onnx = pytest.importorskip("onnx", reason="onnx is not installed: nothing to plug into")
     evaluator = pytest.importorskip("onnx.reference", reason="onnx has no reference evaluator")
-    values, given = section("ONNX's reference evaluator")
+    values, _ = section("ONNX's reference evaluator")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(
         [helper.make_node("RMSNormalization", ["x", "w"], ["y"], epsilon=1e-3)],
