@@ -182,7 +182,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
             lines.append(p.stdout.readline())
         lines.append(p.stdout.readline())
         p.send_signal(signal.SIGINT)
-        out, error = p.communicate(timeout=60)
+        _, error = p.communicate(timeout=60)
     assert p.returncode == 130
     assert " 1x1 " in lines[-1]
     assert len({*map(len, lines[-3:])}) == 1
