@@ -1,4 +1,4 @@
-"""fastrms.torch's functions: no copies, torch's gradients, opcheck, torch.compile, errors."""
+"""fastrms.torch's functions: the core's bits, no copies, opcheck, torch.compile, errors."""
 
 import re
 import shutil
@@ -8,10 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason='torch is not installed: extra "fastrms[torch]"')
 
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-
 import fastrms  # noqa: E402
 import fastrms.torch as adapter  # noqa: E402
+from fastrms import _torch_kernels as kernels  # noqa: E402
+from fastrms._torch_ops import OPERATORS  # noqa: E402
 
 from .signatures import N  # noqa: E402
 
@@ -55,27 +55,56 @@ def assert_close(results, wanted):
 # ---- the functions ----------------------------------------------------------------------------
 
 
+def as_array(tensor):
+    """Return a copy of a tensor as an array, a bfloat16 one by ml_dtypes."""
+    if tensor is None or tensor.dtype is not torch.bfloat16:
+        return None if tensor is None else tensor.detach().numpy().copy()
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    return tensor.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
+
+
+def same_bits(tensors, arrays):
+    return [as_array(t).tobytes() for t in tensors] == [a.tobytes() for a in arrays]
+
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @OPTIONS
 @WEIGHTED
-def test_same_bits_as_the_numpy_functions(tensors, weighted, weight_offset):
-    x, residual, weight, dy, _ = tensors(weighted)
-    arrays = [None if t is None else t.numpy().copy() for t in (x, residual, weight)]
+def test_same_bits_as_the_numpy_functions(tensors, weighted, weight_offset, dtype):
+    x, residual, weight, dy, _ = (t if t is None else t.to(dtype) for t in tensors(weighted))
+    arrays = [as_array(t) for t in (x, residual, weight)]
     options = {"eps": EPS, "weight_offset": weight_offset}
     y = fastrms.rms_norm(arrays[0], arrays[2], **options)
-    assert adapter.rms_norm(x, weight, **options).numpy().tobytes() == y.tobytes()
-    dx, dweight = fastrms.rms_norm_backward(dy.numpy(), arrays[0], arrays[2], **options)
+    assert same_bits([adapter.rms_norm(x, weight, **options)], [y])
+    wanted = fastrms.rms_norm_backward(as_array(dy), arrays[0], arrays[2], **options)
     inputs = [t.clone().requires_grad_() for t in (x, weight) if t is not None]
     grads = gradients(adapter.rms_norm(*inputs, **options), inputs, dy)
-    wanted = [dx, dweight] if weighted else [dx]
-    assert [g.numpy().tobytes() for g in grads] == [w.tobytes() for w in wanted]
+    assert same_bits(grads, wanted[: len(inputs)])
     before = residual.clone()
-    out, total = adapter.add_rms_norm(x, residual, weight, **options)
+    results = adapter.add_rms_norm(x, residual, weight, **options)
     assert torch.equal(residual, before)
     y = fastrms.add_rms_norm(*arrays, **options)
-    assert out.numpy().tobytes() == y.tobytes()
-    assert total.numpy().tobytes() == arrays[1].tobytes()
-    assert adapter.add_rms_norm_(x, residual, weight, **options).numpy().tobytes() == y.tobytes()
-    assert residual.numpy().tobytes() == arrays[1].tobytes()
+    assert same_bits(results, [y, arrays[1]])
+    y = adapter.add_rms_norm_(x, residual, weight, **options)
+    assert same_bits([y, residual], [as_array(results[0]), arrays[1]])
+
+
+def test_mixed_dtypes_are_those_of_the_core(tensors):
+    x, residual, weight, dy, _ = tensors(True)
+    half = x.bfloat16()
+    assert adapter.rms_norm(half, weight).dtype is torch.bfloat16
+    y, total = adapter.add_rms_norm(half, residual, weight)
+    assert (y.dtype, total.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(total, residual + half)
+    assert torch.equal(y, adapter.rms_norm(total, weight).bfloat16())
+    inputs = [t.clone().requires_grad_() for t in (half, residual, weight)]
+    grads = gradients(adapter.add_rms_norm(*inputs), inputs, [dy.bfloat16(), dy])
+    assert [g.dtype for g in grads] == [t.dtype for t in inputs]
+    assert torch.equal(adapter.add_rms_norm_(half, residual, weight), y)
+    assert torch.equal(residual, total)
 
 
 @OPTIONS
@@ -106,52 +135,62 @@ def test_gradients_do_not_share_memory(tensors):
     assert not np.shares_memory(x.grad.numpy(), residual.grad.numpy())
 
 
-@pytest.fixture
-def pointers(monkeypatch):
-    """Return a list that records, for each call of fastrms, the addresses of its arrays."""
-    seen = []
-
-    def watched(function):
-        def call(*arguments, **options):
-            arrays = [*arguments, *options.values()]
-            seen.append([a.ctypes.data for a in arrays if isinstance(a, np.ndarray)])
-            return function(*arguments, **options)
-
-        return call
-
-    for name in ("rms_norm", "add_rms_norm", "rms_norm_backward"):
-        monkeypatch.setattr(fastrms, name, watched(getattr(fastrms, name)))
-    return seen
+LAYOUTS = {
+    "slice": lambda x: torch.cat([x, x], -1)[..., N:],
+    "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "heads of a fused projection": lambda x: torch.cat([x, x, x], -1)[:, :, None, N : 2 * N],
+    "transposed heads": lambda x: torch.stack([torch.cat([x, x], -1)] * 2)[..., N:].transpose(1, 2),
+    "expanded": lambda x: x[:1].expand(2, 3, N),
+}
+COPIED = {"every other element": lambda x: torch.stack([x, x], -1)[..., 0]}
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "slice", "transposed", "expanded"])
-def test_no_copy_in_or_out(tensors, pointers, layout):
+@pytest.mark.parametrize("layout", [*LAYOUTS, *COPIED])
+def test_layouts(tensors, monkeypatch, layout):
+    """Views have the results of copies, and are copied only if their rows are not contiguous."""
     x, residual, weight, _, _ = tensors(True)
-    if layout == "slice":
-        x = torch.cat([x, x], dim=-1)[..., N:]
-    elif layout == "transposed":
-        x = x.transpose(0, 1).contiguous().transpose(0, 1)
-    elif layout == "expanded":
-        x = x[:1].expand(2, 3, N)
-    x, weight = x.detach().requires_grad_(), weight.requires_grad_()
-    y = adapter.rms_norm(x, weight)
-    dy = torch.randn(y.shape)
-    dx, dweight = torch.autograd.grad(y, [x, weight], dy)
-    with torch.no_grad():
-        z = adapter.rms_norm(x, weight)
-        fused, total = adapter.add_rms_norm(x, residual, weight)
-        in_place = adapter.add_rms_norm_(x, residual, weight)
-    assert all(t.is_contiguous() for t in (y, dx, z, fused, total, in_place))
-    assert pointers == [
-        [t.data_ptr() for t in given]
-        for given in (
-            (x, weight, y),
-            (dy, x, weight, dx, dweight),
-            (x, weight, z),
-            (total, weight, fused),
-            (x, residual, weight, in_place),
-        )
-    ]
+    change = {**LAYOUTS, **COPIED}[layout]
+    x, residual = change(x), change(residual)
+    dy = x.flip(-2)
+    plain = [t.clone().contiguous().requires_grad_() for t in (x, residual, weight)]
+    wanted = adapter.add_rms_norm(*plain)
+    given = [t.detach().requires_grad_() for t in (x, residual, weight)]
+    seen, array = set(), kernels.array
+    monkeypatch.setattr(kernels, "array", lambda t, n: (seen.add(t.data_ptr()), array(t, n))[1])
+    y = adapter.rms_norm(given[0], given[2])
+    dx, dweight = torch.autograd.grad(y, [given[0], given[2]], dy)
+    assert (x.data_ptr() in seen) is (layout in LAYOUTS)
+    assert y.is_contiguous()
+    assert dx.is_contiguous()
+    y = adapter.rms_norm(plain[0], plain[2])
+    assert torch.equal(adapter.rms_norm(x, weight), y)
+    assert_close([dx, dweight], torch.autograd.grad(y, [plain[0], plain[2]], dy))
+    if layout != "expanded":
+        got = adapter.add_rms_norm_(x, residual, weight)
+        assert torch.equal(got, wanted[0])
+        assert torch.equal(residual, wanted[1])
+
+
+def test_reading_does_not_change_a_tensor():
+    for dtype in DTYPES:
+        x, residual, weight = (torch.randn(3, N, dtype=dtype) for _ in range(3))
+        y = adapter.rms_norm(x, weight[0])
+        z = adapter.add_rms_norm_(x, residual, weight[0])
+        leaf = x.clone().requires_grad_()
+        adapter.rms_norm(leaf, weight[0]).sum().backward()
+        for t in (x, residual, weight, y, z, leaf.grad):
+            assert t.untyped_storage().resizable()
+
+
+def test_update_in_place_of_what_overlaps():
+    memory = torch.randn(3 * N)
+    wanted = memory[N : 2 * N] + memory[:N], memory[2 * N :] + memory[N : 2 * N]
+    adapter.add_rms_norm_(memory[: 2 * N].view(2, N), memory[N:].view(2, N), memory[-N:])
+    assert torch.equal(memory[N:].view(2, N), torch.stack(wanted))
+    x = torch.randn(2, N)
+    wanted = adapter.add_rms_norm(x, x)
+    assert torch.equal(adapter.add_rms_norm_(x, x), wanted[0])
+    assert torch.equal(x, wanted[1])
 
 
 # ---- what torch asks of an operator -----------------------------------------------------------
@@ -159,20 +198,22 @@ def test_no_copy_in_or_out(tensors, pointers, layout):
 
 @OPTIONS
 @WEIGHTED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch 2.14's own check
-def test_opcheck(tensors, weighted, weight_offset):
+def test_opcheck(tensors, weighted, weight_offset, dtype):
     x, residual, weight, dy, _ = tensors(weighted, requires_grad=True)
-    plain = [t if t is None else t.detach() for t in (x, residual, weight, dy)]
+    x = x.detach().to(dtype).requires_grad_()
+    plain = [t if t is None else t.detach() for t in (x, residual, weight)]
     calls = {
-        "rms_norm": (x, weight),
-        "rms_norm_forward": (plain[0], plain[2]),
-        "add_rms_norm": (x, residual, weight),
-        "add_rms_norm_": plain[:3],
-        "rms_norm_backward": (plain[3], plain[0], plain[2]),
+        "rms_norm": (x, weight, EPS, weight_offset, dtype is torch.bfloat16),
+        "add_rms_norm": (x, residual, weight, EPS, weight_offset),
+        "add_rms_norm_": (*plain, EPS, weight_offset),
+        "rms_norm_backward": (dy.requires_grad_(), x, weight, EPS, weight_offset),
     }
+    assert set(calls) == set(OPERATORS)
     for name, arguments in calls.items():
         op = getattr(torch.ops.fastrms, name).default
-        results = torch.library.opcheck(op, (*arguments, EPS, weight_offset))
+        results = torch.library.opcheck(op, arguments, rtol=2e-2, atol=2e-2)
         assert set(results.values()) == {"SUCCESS"}
 
 
@@ -216,15 +257,6 @@ def test_compile_of_the_update_in_place(tensors):
     assert torch.equal(residual, other)
 
 
-def test_export_keeps_the_operator(tensors):
-    x = tensors(False)[0]
-    module = adapter.RMSNorm(N)
-    program = torch.export.export(module, (x,))
-    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    assert [op.namespace for op in called] == ["fastrms"]
-    assert torch.equal(program.module()(x), module(x))
-
-
 # ---- refusals ---------------------------------------------------------------------------------
 
 
@@ -247,17 +279,17 @@ def test_autograd_notices_the_update_in_place(tensors):
         y.sum().backward()
 
 
-def test_no_second_gradient(tensors):
-    x, _, weight, dy, _ = tensors(True, requires_grad=True)
-    (dx,) = torch.autograd.grad(adapter.rms_norm(x, weight), x, dy, create_graph=True)
-    with pytest.raises(NotImplementedError, match="no gradient of its own"):
-        dx.sum().backward()
-
-
 def test_errors_are_those_of_fastrms(tensors):
     x = tensors(False)[0]
     with pytest.raises(ValueError, match=re.escape(f"weight must have shape ({N},)")):
         adapter.rms_norm(x, torch.ones(N + 1))
+    with pytest.raises(ValueError, match="x must have at least one axis"):
+        adapter.rms_norm(x[0, 0, 0])
+    with pytest.raises(ValueError, match=r"eps must be zero or more, got -1\.0"):
+        adapter.rms_norm(x, eps=-1.0)
+    for name in ("eps", "weight_offset"):
+        with pytest.raises(TypeError, match=f"{name} must be a real number, got str"):
+            adapter.rms_norm(x, **{name: "1"})
     for function in (adapter.add_rms_norm, adapter.add_rms_norm_):
         for arguments in [(x, torch.ones(N)), (torch.ones(N), x)]:
             with pytest.raises(ValueError, match="residual must have the shape of x"):
@@ -283,34 +315,3 @@ def test_an_expanded_residual_is_refused(tensors):
     assert not row.any()
     adapter.add_rms_norm_(x[:1, :1], row.as_strided((1, 1, N), (0, 0, 1)))
     assert row.any()
-
-
-class Seen(TorchDispatchMode):
-    """Record the libraries of the operators that run under it."""
-
-    def __init__(self):
-        super().__init__()
-        self.libraries = set()
-
-    def __torch_dispatch__(self, op, types, arguments=(), options=None):
-        self.libraries.add(op.namespace)
-        return op(*arguments, **options or {})
-
-
-@pytest.mark.parametrize("place", [torch.float64, torch.float16, torch.bfloat16, "meta"], ids=str)
-def test_the_rest_is_torchs_own(tensors, place):
-    x, residual, weight, _, _ = (t.to(place) for t in tensors(True))
-    module = adapter.RMSNorm(N, EPS).to(place)
-    with Seen() as seen:
-        y = adapter.rms_norm(x, weight, EPS, weight_offset=1.0)
-        fused, total = adapter.add_rms_norm(x, residual, weight, EPS)
-        in_place = adapter.add_rms_norm_(x, residual, weight, EPS)
-        results = (y, fused, total, in_place, module(x))
-    assert seen.libraries <= {"aten", "prims"}
-    assert all(t.dtype == x.dtype and t.device == x.device for t in results)
-    if place != "meta":
-        assert torch.equal(y, torch_norm(x, weight, 1.0))
-        assert torch.equal(fused, torch_norm(total, weight, 0.0))
-        assert torch.equal(total, residual)
-        assert torch.equal(in_place, fused)
-        assert torch.equal(module(x), torch_norm(x, None, 0.0))

@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason='torch is not installed: extra "fastrms[torch]"')
 
+import fastrms  # noqa: E402
 import fastrms.torch as adapter  # noqa: E402
 from fastrms import reference  # noqa: E402
 
@@ -99,10 +100,10 @@ def test_patched_transformers_model(bench, family):
 
 def test_bench_prints_a_row_for_each_family(bench, capsys):
     assert set(bench.FAMILIES) == set(NORMS)
-    threads = torch.get_num_threads(), adapter.fastrms.get_num_threads()
+    threads = torch.get_num_threads(), fastrms.get_num_threads()
     bench.main(["--layers", "1", "--width", "64", "--rounds", "1"])
     torch.set_num_threads(threads[0])
-    adapter.fastrms.set_num_threads(threads[1])
+    fastrms.set_num_threads(threads[1])
     models, calls = capsys.readouterr().out.split("\nA call on rows of 64, ")
     rows = models.splitlines()[4:]
     assert [row.split(" | ")[0] for row in rows] == [f"| {family}" for family in bench.FAMILIES]
