@@ -33,8 +33,8 @@ def keys(*names):
     return number
 
 
-# The keys of a plain tensor, with autograd or made in inference mode, and those of a thread in which
-# nothing captures. A negative view, a transform of torch.func, a trace or a mode adds a key.
+# The keys of a plain tensor, with autograd or made in inference mode, and those of a thread in
+# which nothing captures. A negative view, a transform of torch.func, a trace or a mode adds a key.
 PLAIN = {keys("CPU", "AutocastCPU"), keys("CPU", "AutocastCPU", "AutogradCPU", "ADInplaceOrView")}
 QUIET = {keys("BackendSelect"), keys("BackendSelect", "ADInplaceOrView")}
 tensor_keys, thread_keys = torch._C._dispatch_keys, torch._C._dispatch_tls_local_include_set
@@ -211,7 +211,7 @@ def norm(x, weight, eps, weight_offset, round_first):
     y = new_norm(x, weight, eps, weight_offset, round_first)
     flags = ROUND_FIRST if round_first else 0
     x, weight = whole(x), whole(weight)
-    for x, out in parts(x, y):  # noqa: B020
+    for x, out in parts(x, y):
         run(functions.rms_norm_any, x, weight, eps, weight_offset, flags, out=out)
     return y
 
@@ -235,7 +235,7 @@ def add_(x, residual, weight, eps, weight_offset):
         raise ValueError("residual must have memory for each element, got an expanded tensor")
     y, stream = new(x), whole(residual)
     x, weight = apart(whole(x), stream), apart(whole(weight), stream)
-    for x, part, out in parts(x, stream, y):  # noqa: B020
+    for x, part, out in parts(x, stream, y):
         run(functions.add_rms_norm_any, x, weight, eps, weight_offset, residual=part, out=out)
     if stream is not residual:
         residual.copy_(stream)
@@ -265,16 +265,17 @@ def new_gradients(dy, x, weight, *_):
 
 
 def backward(dy, x, weight, eps, weight_offset):
+    """Return dx and dweight; the sums of several parts are added in float64."""
     check(x, weight, eps, weight_offset)
     check_shape("dy", dy, x)
     dx, dweight = new_gradients(dy, x, weight)
     split = parts(whole(dy), whole(x), dx)
-    sums = [dweight]
+    sums = [None if weight is None else dweight] * len(split)
     if len(split) > 1 and weight is not None:
         sums = [new(weight, torch.promote_types(x.dtype, torch.float32)) for _ in split]
-    weight = whole(weight)
-    for (dy, x, part), dw in zip(split, sums if weight is not None else [None] * len(split)):
-        run(functions.rms_norm_backward_any, x, weight, eps, weight_offset, dy=dy, dx=part, dweight=dw)
-    if len(sums) > 1:
+    function, numbers = functions.rms_norm_backward_any, (whole(weight), eps, weight_offset)
+    for (dy, x, out), part in zip(split, sums, strict=True):
+        run(function, x, *numbers, dy=dy, dx=out, dweight=part)
+    if weight is not None and sums[0] is not dweight:
         dweight.copy_(torch.stack(sums).sum(0, dtype=torch.float64))
     return dx, dweight

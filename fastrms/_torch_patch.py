@@ -1,8 +1,8 @@
 """Recognise the modules that `fastrms.torch.patch` may replace: those that compute an RMSNorm.
 
 A class is read, then tried. Its forward may use only the names below, so it has no side effect, no
-randomness, no axes but the last, and no state but a weight and an eps. One trial shows the weight's
-offset and, for each pair of dtypes, whether x / rms is rounded before it is multiplied by the weight.
+randomness, and no state but a weight and an eps. The trial shows the weight's offset and, for each
+pair of dtypes, whether x / rms is rounded before it is multiplied by the weight.
 """
 
 import copyreg
@@ -77,7 +77,7 @@ def is_patched(module):
 
 
 def has_weight_and_eps(module):
-    """Return whether a module's state is that of a norm: one weight, in plain memory, and an eps."""
+    """Return whether a module has the state of a norm: one weight, in plain memory, and an eps."""
     weight = getattr(module, "weight", None)
     return (
         type(type(module)) is type
@@ -142,7 +142,7 @@ def patched(cls, forward):
 
 
 def names_of(cls, forward):
-    """Return the names of all that forward(self, x) and the methods it calls use; a dot in doubt."""
+    """Return the names that forward(self, x) and the methods it calls use; a dot in doubt."""
     code = getattr(forward, "__code__", None)
     if (
         type(forward) is not FunctionType
@@ -168,7 +168,7 @@ def is_torch(value):
 
 
 def tried(cls, forward, eps_name, weight_offset):
-    """Return, for each pair of dtypes in which a class computes the norm, whether it rounds first."""
+    """Return the pairs of dtypes in which a class computes the norm, and if it rounds x / rms."""
     return {
         dtypes: round_first
         for dtypes, round_first in product(DTYPES, (True, False))

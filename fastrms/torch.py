@@ -17,10 +17,20 @@ except ModuleNotFoundError as error:
 from torch.overrides import is_tensor_like
 
 from . import _torch_ops as ops
+from ._torch_aten import register, unregister
 from ._torch_kernels import takes
 from ._torch_patch import eps_for, patch, unpatch
 
-__all__ = ["RMSNorm", "add_rms_norm", "add_rms_norm_", "patch", "rms_norm", "unpatch"]
+__all__ = [
+    "RMSNorm",
+    "add_rms_norm",
+    "add_rms_norm_",
+    "patch",
+    "register",
+    "rms_norm",
+    "unpatch",
+    "unregister",
+]
 
 
 def __dir__() -> list[str]:

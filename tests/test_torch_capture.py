@@ -363,7 +363,8 @@ def test_a_pickled_model_has_its_own_class(tmp_path):
     assert type(twin[1]) is type(model[1])
     code = (
         "import pickle, sys, torch; sys.modules['fastrms'] = None; "
-        "a = torch.load(sys.argv[1], weights_only=False); b = pickle.load(open(sys.argv[2], 'rb')); "
+        "a = torch.load(sys.argv[1], weights_only=False); "
+        "b = pickle.load(open(sys.argv[2], 'rb')); "
         "assert type(a[1]) is type(b[1]) is torch.nn.RMSNorm; a(torch.ones(2, 8))"
     )
     paths = [str(tmp_path / name) for name in ("model.pt", "model.pickle")]
