@@ -210,9 +210,9 @@ def norm(x, weight, eps, weight_offset, round_first):
     check(x, weight, eps, weight_offset)
     y = new_norm(x, weight, eps, weight_offset, round_first)
     flags = ROUND_FIRST if round_first else 0
-    x, weight = whole(x), whole(weight)
-    for x, out in parts(x, y):
-        run(functions.rms_norm_any, x, weight, eps, weight_offset, flags, out=out)
+    weight = whole(weight)
+    for part, out in parts(whole(x), y):
+        run(functions.rms_norm_any, part, weight, eps, weight_offset, flags, out=out)
     return y
 
 
@@ -235,8 +235,8 @@ def add_(x, residual, weight, eps, weight_offset):
         raise ValueError("residual must have memory for each element, got an expanded tensor")
     y, stream = new(x), whole(residual)
     x, weight = apart(whole(x), stream), apart(whole(weight), stream)
-    for x, part, out in parts(x, stream, y):
-        run(functions.add_rms_norm_any, x, weight, eps, weight_offset, residual=part, out=out)
+    for part, total, out in parts(x, stream, y):
+        run(functions.add_rms_norm_any, part, weight, eps, weight_offset, residual=total, out=out)
     if stream is not residual:
         residual.copy_(stream)
     torch.autograd.graph.increment_version(residual)  # tell autograd of the write
