@@ -98,6 +98,28 @@ def test_patched_transformers_model(bench, family):
     assert all(new < 2 * old for old, new in zip(before, after, strict=True))
 
 
+@pytest.mark.parametrize("family", NORMS)
+@torch.no_grad()
+def test_patched_bfloat16_model(bench, family):
+    """Each norm gives its module's output but for 1e-4 of it, and the logits are as exact."""
+    exact = bench.build(family, layers=2, width=128).bfloat16()
+    model, other = copy.deepcopy(exact), copy.deepcopy(exact)
+    exact = exact.float()
+    assert adapter.patch(other) == 2 * NORMS[family] + 1
+    twins = dict(zip(model.modules(), other.modules(), strict=True))
+    differ = count = 0
+    for norm, x in bench.norms(model, 64):
+        y, wanted = twins[norm](x), norm(x)
+        assert y.dtype is wanted.dtype
+        differ, count = differ + (y != wanted).sum().item(), count + y.numel()
+    assert differ <= 1e-4 * count
+    tokens = bench.tokens(64)
+    wanted = exact(tokens).logits
+    before, after = (bench.far(each(tokens).logits, wanted) for each in (model, other))
+    assert 0 < before < 2e-2
+    assert after < 1.1 * before
+
+
 def test_bench_prints_a_row_for_each_family(bench, capsys):
     assert set(bench.FAMILIES) == set(NORMS)
     threads = torch.get_num_threads(), fastrms.get_num_threads()

@@ -13,7 +13,8 @@ import fastrms.torch as adapter  # noqa: E402
 from fastrms import _torch_kernels as kernels  # noqa: E402
 
 from .test_torch import DTYPES, assert_close  # noqa: E402
-from .test_torch_capture import CAPTURES, DERIVATIVES, OTHERS, THEIRS, N, outcome  # noqa: E402
+from .test_torch_capture import CAPTURES, DERIVATIVES, THEIRS, N  # noqa: E402
+from .test_torch_others import OTHERS, outcome  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # as in test_torch_capture.py
 
