@@ -7,6 +7,7 @@ pair of dtypes, whether x / rms is rounded before it is multiplied by the weight
 
 import copyreg
 import inspect
+import warnings
 from functools import cache, wraps
 from itertools import product
 from operator import itemgetter
@@ -191,7 +192,9 @@ def is_norm(cls, forward, eps_name, weight_offset, dtype, weight_dtype, round_fi
     vars(module).update({eps_name: eps, "normalized_shape": (N,), "with_scale": True})
     before = x.clone()
     try:
-        got = forward(module, x).detach()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of a weight in float32 beside a half
+            got = forward(module, x).detach()
     except Exception:
         return False
     wanted = kernels.norm(before, weight, eps, weight_offset, round_first)
