@@ -102,6 +102,7 @@ BUFFERS = {
     "structures": ((Pair * 4)((1, 0), (2, 0), (3, 0), (4, 0)), "np.asarray(x)['a']"),
     "an ndarray of structures": (np.array([(i, 0) for i in FLOATS], "f4,i4"), "x['f0']"),
     "an ndarray of bytes": (FLOATS.view("V4"), "x.view(np.float32)"),
+    "an ndarray of small integers": (np.arange(1, 5, dtype=np.uint8), "x.astype(np.float32)"),
     "long doubles": (LongDoubles(1, 2, 3, 4), "np.frombuffer(x, dtype)"),
     "wide characters": ((ctypes.c_wchar * 4)(), "np.frombuffer(x, dtype)"),
     "pointers": ((ctypes.c_char_p * 4)(), "np.frombuffer(x, dtype)"),
