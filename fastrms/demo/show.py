@@ -10,8 +10,8 @@ import numpy as np
 from .. import _output
 
 COLUMNS = """\
-                              activations     gradient at layer 1 skip's inputs'
-gain {:<20g}  stream    seen   total by skip  branch  share  cosine"""
+                           rms at the top  gradient at the bottom   skip  cosine
+gain {:<20g}  stream   input   total by skip  branch  share  of two"""
 
 COLOURS = {  # distinct to the colour-blind too (Okabe and Ito 2008)
     "plain": "#000000",
@@ -20,15 +20,16 @@ COLOURS = {  # distinct to the colour-blind too (Okabe and Ito 2008)
     "RMSNorm + residual": "#009e73",
     "skip gradient overwritten": "#d55e00",
 }
+OVERWRITTEN = "skip gradient overwritten"
 
 
 def table(results):
     """Return a table for each gain, a line a design: figures at the far end of the stack.
 
-    stream, seen: root mean square of h after the last layer, and of that layer's input.
-    gradient: its norm at the first layer's input, over that of the upstream gradient at the top;
-    its two parts across layer 1; the skip path's share of the squared gradient, averaged over the
-    layers. cosine: of two inputs' activations after the last layer.
+    rms: of the stream after the last layer, and of that layer's input. gradient: its norm at the
+    first layer's input, over that of the upstream gradient at the top, and its two parts across
+    layer 1. skip share: the skip path's part of the squared gradient, averaged over the layers.
+    cosine: of two inputs' activations after the last layer.
     """
     tables = []
     for gain, group in itertools.groupby(results, lambda r: r["gain"]):
@@ -51,7 +52,7 @@ def sentence(results):
     def at(design, key, layer, form=".2g"):
         return " / ".join(f"{r[key][layer]:{form}}" for r in results if r["design"] == design)
 
-    norm, both, broken = "RMSNorm only", "RMSNorm + residual", "skip gradient overwritten"
+    norm, both = "RMSNorm only", "RMSNorm + residual"
     return (
         f"At gain {gains}, after {_output.counted(layers, 'layer')}, plain activations are at"
         f" {at('plain', 'rms', -1)} and with the residual alone at"
@@ -60,7 +61,7 @@ def sentence(results):
         f" {at(norm, 'cosine', -1, '.3f')}; norm and residual together hold the stream at"
         f" {at(both, 'rms', -1)}, the gradient at layer 1 at {at(both, 'gradient', 0)} and the"
         f" cosine at {at(both, 'cosine', -1, '.3f')}; and the skip path's gradient overwritten"
-        f" instead of accumulated leaves {at(broken, 'gradient', 0)}."
+        f" instead of accumulated leaves {at(OVERWRITTEN, 'gradient', 0)}."
     )
 
 
@@ -76,16 +77,16 @@ def plot(results, path):
     styles = dict(zip(gains, itertools.cycle(("-", "--", ":", "-."))))
     for r in results:
         look = {"color": COLOURS[r["design"]], "ls": styles[r["gain"]], "lw": 2.2, "clip_on": False}
-        # Its forward equals that of RMSNorm + residual: draw dots on that line.
-        same = r["design"] == "skip gradient overwritten"
+        # Its forward equals that of RMSNorm + residual: draw dots on that line, and say so.
+        same = r["design"] == OVERWRITTEN
         dots = {"ls": "", "marker": "o", "ms": 4.5, "markevery": 1 + layers // 12} if same else {}
         forward.plot(range(layers + 1), r["rms"], **look | dots)
         gradient = np.array(r["gradient"])
         gradient[gradient == 0] = np.nan  # a logarithmic axis has no 0
         backward.plot(range(layers + 1), gradient, **look)
     for panel, title in (
-        (forward, "forward: root mean square of the activations"),
-        (backward, "backward: norm of the gradient, the top's = 1"),
+        (forward, "forward: rms of the stream after each layer"),
+        (backward, "backward: norm of the gradient, 1 at the top"),
     ):
         panel.set(yscale="log", title=title, xlabel="layer", xlim=(0, layers))
         panel.grid(alpha=0.25)
@@ -95,6 +96,9 @@ def plot(results, path):
     handles += [
         Line2D([], [], color="grey", ls=styles[g], lw=2, label=f"gain {g:g}") for g in gains
     ]
+    handles.append(
+        Line2D([], [], color=COLOURS[OVERWRITTEN], ls="", marker="o", label="the same forward")
+    )
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=110)
 
@@ -109,6 +113,6 @@ def _mark_zeros(panel, results):
             xy=(min(ends), lowest),
             xytext=(0.03, 0.2),
             textcoords="axes fraction",
-            color=COLOURS["skip gradient overwritten"],
-            arrowprops={"arrowstyle": "->", "color": COLOURS["skip gradient overwritten"]},
+            color=COLOURS[OVERWRITTEN],
+            arrowprops={"arrowstyle": "->", "color": COLOURS[OVERWRITTEN]},
         )
