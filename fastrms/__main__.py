@@ -6,6 +6,7 @@ import os
 import sys
 
 from . import __version__, _arguments, _config, bench, check, demo
+from .conformance import command
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,10 +43,11 @@ def build_parser():
     _arguments.add_json(info)
     info.set_defaults(run=run_info)
 
-    check_ = add("check", "measure the largest error of every function on this machine")
+    check_ = add("check", "measure the largest error of every function, or of another's")
     _arguments.add_json(check_)
     _arguments.add_dtype(check_, "of every array (default: float32)")
-    check_.set_defaults(run=lambda args: check.run(args.json, args.dtype))
+    command.add_arguments(check_)
+    check_.set_defaults(run=run_check)
 
     bench_ = add("bench", "time every function against a copy of its arrays")
     bench.add_arguments(bench_)
@@ -62,6 +64,10 @@ def run_info(args):
     if args.json != _arguments.STDOUT:
         _config.show_config()
     return 0
+
+
+def run_check(args):
+    return command.run(args) if command.asked(args) else check.run(args.json, args.dtype)
 
 
 def main(argv=None):

@@ -6,13 +6,22 @@ The bounds that fastrms promises are defined here, once, with their reasons; the
 import functools
 import itertools
 import sys
-from typing import NamedTuple
 
 import numpy as np
 
 import fastrms
 
 from . import _arguments, _core, _output, reference
+from .conformance.measures import (
+    FORMATS,
+    SCALES,
+    dweight_terms,
+    dx_terms,
+    format_of,
+    ulps,
+    unless_same,
+    wide,
+)
 
 # In ulp of the exact result, where one ulp is more than u = 2**-24 of it. The sum of squares has
 # only float64's roundings, so 1 / rms, x / rms and the product with weight round once each, by at
@@ -29,25 +38,6 @@ DX = 1e-6
 DWEIGHT = 1e-6
 
 
-class Format(NamedTuple):
-    """A dtype: the bits of its mantissa, the exponent of its smallest number, scales to check."""
-
-    bits: int
-    smallest: int
-    scales: tuple
-
-    @property
-    def largest(self):
-        return (2 - 2.0 ** (1 - self.bits)) * 2.0 ** (2 - self.bits - self.smallest)
-
-
-SCALES = (1e-45, 1e-30, 1.0, 1e19, 1e37)
-FORMATS = {
-    "float16": Format(11, -24, (6e-8, 1e-4, 1.0, 6.0, 1e4)),
-    "bfloat16": Format(8, -133, (1e-40, *SCALES[1:])),
-    "float32": Format(24, -149, SCALES),
-    "float64": Format(53, -1074, (5e-324, 1e-200, 1.0, 1e100, 1e300)),
-}
 # In float64 these scales leave the sums of a split row, which are float64 too, exact enough.
 SPLIT_SCALES = (1.0, 1e100)
 ROUNDING = 2.0**-149
@@ -71,25 +61,6 @@ FORWARD_64 = LONGEST / 64 + 10
 BACKWARD_64 = (LONGEST / 6 + 32) * 2.0**-53
 
 
-def format_of(array):
-    return FORMATS[array.dtype.name]
-
-
-def ulps(result, exact):
-    """Return the largest error in units in the last place of the exact result."""
-    return float(_unless_same(ulp_errors(result, exact), result, exact).max(initial=0.0))
-
-
-def ulp_errors(result, exact):
-    """Return each error in units in the last place of the exact result; NaN at NaN and Inf."""
-    with np.errstate(all="ignore"):
-        # Not np.spacing of the rounded result: below a power of two that is the unit above it.
-        bits, smallest, _ = format_of(result)
-        exponent = np.where(exact == 0, smallest, np.frexp(exact)[1] - bits)
-        unit = np.ldexp(1.0, np.maximum(exponent, smallest))
-        return np.abs(result.astype(exact.dtype) - exact) / unit
-
-
 def forward_ulp(weight, weight_offset=0.0, dtype="float32"):
     """Return the bound on the error of y in ulp, for these arguments of a call."""
     if weight is None:
@@ -110,19 +81,6 @@ def of_terms(bound, dtype):
     return BACKWARD_64 if FORMATS[dtype].bits > 24 else bound
 
 
-def dx_terms(dy, x, weight, eps, weight_offset=0.0):
-    """Return ``(|g| + |xhat| * mean|g * xhat|) / rms``, the magnitudes that dx is made of.
-
-    As in the reference, ``g = dy * (weight_offset + weight)`` and ``xhat = x / rms``.
-    """
-    dy, x = reference._wide(dy), reference._wide(x)
-    with np.errstate(all="ignore"):
-        rms = reference._rms(x, eps)
-        xhat = np.abs(x / rms)
-        g = np.abs(dy * reference._factor(weight, weight_offset))
-        return (g + xhat * reference._mean(g * xhat)) / rms
-
-
 def dx_error(dx, exact, dy, x, weight, eps, weight_offset=0.0):
     """Return the largest error of dx beyond rounding, as a multiple of its element's dx_terms.
 
@@ -137,30 +95,18 @@ def dx_error(dx, exact, dy, x, weight, eps, weight_offset=0.0):
         most = of_terms(DX, dx.dtype.name) * terms + rounding
         beyond = np.isinf(dx) & np.isfinite(terms) & (np.abs(exact) + most > form.largest)
         share = np.where((error <= 0) | beyond, 0, error / terms)
-    return float(_unless_same(share, dx, exact).max(initial=0.0))
+    return float(unless_same(share, dx, exact).max(initial=0.0))
 
 
 def dweight_error(dweight, exact, dy, x, eps):
     """Return the largest error of dweight beyond its rounding, relative to sum |dy * xhat|."""
     with np.errstate(all="ignore"):
-        terms = np.abs(reference._wide(dy) * reference.rms_norm(x, eps=eps))
-        size = terms.reshape(-1, x.shape[-1]).sum(axis=0)
+        size = dweight_terms(dy, x, eps)
         bits, smallest, _ = format_of(dweight)
         rounding = 2.0**-bits * np.abs(exact) + 2.0**smallest
         error = np.abs(dweight.astype(exact.dtype) - exact) - rounding
         share = np.where(error <= 0, 0, error / size)
-    return float(_unless_same(share, dweight, exact).max(initial=0.0))
-
-
-def _unless_same(error, result, exact):
-    """Return 0 where both are NaN, or round to the same Inf, and infinity where the error is NaN.
-
-    The error is NaN where only one of the two is NaN or Inf, and max() would pass over it.
-    """
-    with np.errstate(all="ignore"):
-        same = np.isinf(result) & (result == reference._rounded(exact, result.dtype))
-    same |= np.isnan(result) & np.isnan(exact)
-    return np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
+    return float(unless_same(share, dweight, exact).max(initial=0.0))
 
 
 def run(target=None, dtype="float32"):
@@ -172,8 +118,7 @@ def run(target=None, dtype="float32"):
     stream = sys.stderr if target == _arguments.STDOUT else sys.stdout
     say = functools.partial(print, file=stream, flush=True)
     array_dtype = _arguments.dtype(dtype)
-    if dtype == "float64" and np.finfo(np.longdouble).maxexp == np.finfo(np.float64).maxexp:
-        raise ValueError("--dtype float64 needs a wider long double, which this platform lacks")
+    wide(array_dtype)
     bounds = {
         name: bound and (in_ulp if unit == ULP else of_terms)(bound, dtype)
         for name, (_, bound, unit) in MEASURES.items()
@@ -230,12 +175,12 @@ class Case:
     """Arrays of one shape and scale; x has an outlier row and a zero row if there is room."""
 
     def __init__(self, rng, shape, scale, dtype):
-        wide = np.float64 if dtype == np.float64 else np.float32
-        normal = functools.partial(rng.standard_normal, dtype=wide)
-        x = normal(shape) * wide(scale)
+        kind = np.float64 if dtype == np.float64 else np.float32
+        normal = functools.partial(rng.standard_normal, dtype=kind)
+        x = normal(shape) * kind(scale)
         x[1:2, 0] = 1e4 * scale if 1e4 * scale < FORMATS[dtype.name].largest else scale
         x[2:3] = 0
-        weight = 1 + wide(0.3) * normal(shape[1])
+        weight = 1 + kind(0.3) * normal(shape[1])
         residual, dy = normal(shape), normal(shape)
         self.x, self.residual, self.dy, self.weight = (
             array.astype(dtype) for array in (x, residual, dy, weight)
@@ -246,8 +191,8 @@ class Case:
     @property
     def inputs(self):
         """The arrays dy, x and weight, in long double if they are float64."""
-        wide = np.longdouble if self.x.dtype == np.float64 else np.float64
-        return [array.astype(wide) for array in (self.dy, self.x, self.weight)]
+        exact = wide(self.x.dtype)
+        return [array.astype(exact) for array in (self.dy, self.x, self.weight)]
 
 
 def _forward(case, weighted=True, **kwargs):

@@ -3,8 +3,8 @@
 
     .ci/gates/search.py [SECONDS]    default: 60, or half an hour with FULL=1
 
-Each round takes the worst case so far of one measure, or a fresh one of tests/rows.py, mutates it
-(mantissas, repeats, amplitudes, weights, eps, gradient values) 16 ways, and keeps the worst. The
+Each round takes the worst case so far of one measure, or a fresh one of conformance/hard.py, mutates
+it (mantissas, repeats, amplitudes, weights, eps, gradient values) 16 ways, and keeps the worst. The
 oracle has 80 bits. Prints the largest share of each bound with its case in hex, to be copied into
 a test; exit code 1 if a bound breaks. The offset is 1 where a measure has one.
 """
@@ -12,15 +12,12 @@ a test; exit code 1 if a bound breaks. The offset is 1 where a measure has one.
 import os
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
 import fastrms
 from fastrms import check
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.rows import FAMILIES, Rows, exact, with_offset
+from fastrms.conformance.hard import HARD, Rows, exact, with_offset
 
 SECONDS = 1800 if os.environ.get("FULL") == "1" else 60
 LENGTHS = (3, 5, 17, 33, 64, 128, 576, 2048)
@@ -67,7 +64,7 @@ MEASURES = {
 
 def fresh(rng, measure):
     rows = 32 if measure is dweight else 1
-    family = FAMILIES[rng.choice(list(FAMILIES))]
+    family = HARD[rng.choice(list(HARD))]
     case = family(rng, rows, int(rng.choice(LENGTHS)))
     return with_offset(rng, case) if measure in (offset, dx_offset) else case
 

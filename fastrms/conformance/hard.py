@@ -1,4 +1,4 @@
-"""Adversarial rows for the bounds: each family is a function (rng, rows, n) -> Rows, for any n.
+"""Hard rows for tight bounds: each family is a function (rng, rows, n) -> Rows, for any n.
 
 Some are real data at its worst (a few channels that dominate a row, constant features beside an
 outlier, a gradient of two values). Others are the hard cases of the proofs: neighbours of a power
@@ -190,7 +190,7 @@ def disjoint(rng, rows, n):
     return _rows(rng, x, dy)
 
 
-FAMILIES = {
+HARD = {
     "outlier pair": _outliers(2),
     "outlier triple": _outliers(3),
     "outlier quadruple": _outliers(4),
@@ -201,12 +201,12 @@ FAMILIES = {
     "worst squares": worst_squares,
     "binade crossings": binade_crossings,
     "sparse crossings": sparse_crossings,
-    "subnormal, weight to 2": _subnormal(0.25, 2),
-    "subnormal, weight 2 to 4": _subnormal(2, 4),
-    "subnormal, weight to 2**60": _subnormal(4, 2.0**60),
-    "tiny": tiny,
-    "constant, two values": _two_values(lambda rng, rows, n: np.ones((rows, n))),
-    "0 or 1, two values": _two_values(lambda rng, rows, n: rng.integers(0, 2, (rows, n))),
+    "subnormal weight to 2": _subnormal(0.25, 2),
+    "subnormal weight 2 to 4": _subnormal(2, 4),
+    "subnormal weight to 2**60": _subnormal(4, 2.0**60),
+    "tiny rows": tiny,
+    "constant two values": _two_values(lambda rng, rows, n: np.ones((rows, n))),
+    "0 or 1 two values": _two_values(lambda rng, rows, n: rng.integers(0, 2, (rows, n))),
     "groups": groups,
     "parallel": parallel,
     "nearly parallel": nearly_parallel,
@@ -214,8 +214,8 @@ FAMILIES = {
     "sinks": sinks,
     "one channel": one_channel,
     "outlier gradient": outlier_gradient,
-    "log-normal, 2 sigma": _log_normal(2),
-    "log-normal, 4 sigma": _log_normal(4),
+    "log-normal 2 sigma": _log_normal(2),
+    "log-normal 4 sigma": _log_normal(4),
     "disjoint": disjoint,
 }
 
