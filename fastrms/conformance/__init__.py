@@ -3,7 +3,7 @@
 assert not conformance.check(my_norm).failures
 """
 
-from .cases import Case, cases, export
+from .exact import Case, cases, export
 from .examine import Examination
 from .families import FAMILIES
 from .findings import Finding

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import _arguments, _output
 from ..bench.options import names, shape
-from . import cases
+from . import exact
 from .calls import FRAMEWORKS, SIGNATURES
 from .examine import Examination
 from .families import EVERYDAY, FAMILIES
@@ -79,7 +79,7 @@ def run(args):
     options = {name: getattr(args, name) for name in DETAILS if getattr(args, name) is not None}
     if args.export:
         about = {name: options[name] for name in ("eps", "weight_offset") if name in options}
-        count = cases.export(args.export, args.dtype, **about)
+        count = exact.export(args.export, args.dtype, **about)
         print(f"{args.export}: {_output.counted(count, 'array')}", file=sys.stderr)
     functions = {role: getattr(args, role) for role in SIGNATURES}
     if not any(functions.values()):

@@ -1,0 +1,331 @@
+"""Right and wrong implementations of RMSNorm, for test_conformance.py: each fault has one here.
+
+RIGHT has styles that are all good; FAULTS has (role, function, dtype, what the check has to say).
+"""
+
+import numpy as np
+
+import fastrms
+from fastrms import reference
+from fastrms.conformance.formulas import rounded_to_zero
+
+
+def mean(values):
+    return values.mean(axis=-1, keepdims=True)
+
+
+def rounded(values, like):
+    return reference._rounded(np.asarray(values, np.float64), like.dtype)
+
+
+# ---- right ones: other order of sums, other precision, other roundings --------------------------
+
+
+def numpy_formula(x, weight, eps):
+    return x / np.sqrt(mean(x * x) + x.dtype.type(eps)) * weight
+
+
+def reciprocal(x, weight, eps):
+    inv_rms = 1 / np.sqrt(mean(np.square(x)) + np.float32(eps))
+    return weight * (x * inv_rms)
+
+
+def sequential_sum(x, weight, eps):
+    """One float32 sum from left to right: 114 ulp in constant rows, which only --strict counts."""
+    squares = np.cumsum(x * x, axis=-1, dtype=np.float32)[..., -1:]
+    return x / np.sqrt(squares / np.float32(x.shape[-1]) + np.float32(eps)) * weight
+
+
+def blocks_of_32(x, weight, eps):
+    """Float32 sums from left to right in blocks of 32, and then of the blocks."""
+    squares = np.float32(0)
+    for start in range(0, x.shape[-1], 32):
+        block = x[:, start : start + 32]
+        squares = squares + np.cumsum(block * block, axis=-1, dtype=np.float32)[:, -1:]
+    return x / np.sqrt(squares / np.float32(x.shape[-1]) + np.float32(eps)) * weight
+
+
+def reversed_sum(x, weight, eps):
+    return blocks_of_32(x[:, ::-1], weight[::-1], eps)[:, ::-1]
+
+
+def lanes(x, weight, eps):
+    """Eight float32 lanes, as in a vectorised loop."""
+    padded = np.pad(x, ((0, 0), (0, -x.shape[-1] % 8)))
+    sums = (padded * padded).reshape(len(x), -1, 8).sum(axis=1)
+    mean_square = sums.sum(axis=-1, keepdims=True) / np.float32(x.shape[-1])
+    return x * (1 / np.sqrt(mean_square + np.float32(eps))) * weight
+
+
+def fused(x, weight, eps):
+    """As with FMA in 16 lanes: each square is added unrounded."""
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, -x.shape[-1] % 16)))
+    sums = np.zeros((len(x), 16), np.float32)
+    for part in padded.reshape(len(x), -1, 16).transpose(1, 0, 2):
+        sums = (sums + part * part).astype(np.float32)
+    mean_square = sums.sum(axis=-1, keepdims=True) / np.float32(x.shape[-1])
+    return x / np.sqrt(mean_square + np.float32(eps)) * weight
+
+
+def einsum(x, weight, eps):
+    squares = np.einsum("ij,ij->i", x, x)[:, None]
+    return x * np.float32(1) / np.sqrt(squares / np.float32(x.shape[-1]) + np.float32(eps)) * weight
+
+
+def in_float64(x, weight, eps):
+    wide = x.astype(np.float64)
+    return rounded(wide / np.sqrt(mean(wide * wide) + eps) * weight.astype(np.float64), x)
+
+
+def in_float32(x, weight, eps):
+    """The usual way for halves: float32 arithmetic, rounded once."""
+    return numpy_formula(x.astype(np.float32), weight.astype(np.float32), eps).astype(x.dtype)
+
+
+def rounds_before(x, weight, eps):
+    """Llama's way in half: x / rms is rounded, and then the product."""
+    wide = x.astype(np.float32)
+    return (wide / np.sqrt(mean(wide * wide) + np.float32(eps))).astype(x.dtype) * weight
+
+
+def two_norms(x, weight, eps):
+    """By the Euclidean norm: ||x|| / sqrt(n)."""
+    size = np.linalg.norm(x, axis=-1, keepdims=True).astype(np.float32)
+    root = np.sqrt(np.float32(x.shape[-1]))
+    return x / np.hypot(size / root, np.sqrt(np.float32(eps))) * weight
+
+
+RIGHT = {
+    "fastrms": (fastrms.rms_norm, "float32"),
+    "numpy_formula": (numpy_formula, "float32"),
+    "numpy_formula in float64": (numpy_formula, "float64"),
+    "reciprocal": (reciprocal, "float32"),
+    "sequential_sum": (sequential_sum, "float32"),
+    "blocks_of_32": (blocks_of_32, "float32"),
+    "reversed_sum": (reversed_sum, "float32"),
+    "lanes": (lanes, "float32"),
+    "fused": (fused, "float32"),
+    "einsum": (einsum, "float32"),
+    "in_float64": (in_float64, "float32"),
+    "two_norms": (two_norms, "float32"),
+    "in_float32, float16": (in_float32, "float16"),
+    "in_float32, bfloat16": (in_float32, "bfloat16"),
+    "rounds_before, float16": (rounds_before, "float16"),
+    "rounds_before, bfloat16": (rounds_before, "bfloat16"),
+    "in_float64, bfloat16": (in_float64, "bfloat16"),
+}
+
+
+def backward(dy, x, weight, eps, *, term=lambda g, xhat: xhat * mean(g * xhat), weighted=True):
+    """Right, in float32; `term` and `weighted` make it wrong."""
+    dy, wide, factor = (array.astype(np.float32) for array in (dy, x, weight))
+    rms = np.sqrt(mean(wide * wide) + np.float32(eps))
+    xhat = wide / rms
+    g = dy * factor if weighted else dy
+    dx = (g - term(g, xhat)) / rms
+    return dx.astype(x.dtype), (dy * xhat).sum(axis=0).astype(x.dtype)
+
+
+def backward_64(dy, x, weight, eps):
+    dx, dweight = reference.rms_norm_backward(dy, x, weight, eps)
+    return rounded(dx, x), rounded(dweight, x)
+
+
+def backward_in_three_sums(dy, x, weight, eps):
+    """The textbook's other form: inv * (g - x * inv**2 * mean(g * x))."""
+    inv = 1 / np.sqrt(mean(x * x) + x.dtype.type(eps))
+    g = dy * weight
+    dweight = np.zeros(x.shape[1], x.dtype)
+    for row in dy * (x * inv):
+        dweight += row
+    return inv * g - x * (inv * inv * inv * mean(g * x)), dweight
+
+
+def add(x, residual, weight, eps):
+    total = x + residual
+    return in_float32(total, weight, eps), total
+
+
+def add_unrounded(x, residual, weight, eps):
+    """The norm reads the float32 sum, and total is that sum rounded."""
+    total = x.astype(np.float32) + residual.astype(np.float32)
+    y = numpy_formula(total, weight.astype(np.float32), eps)
+    return y.astype(x.dtype), total.astype(x.dtype)
+
+
+def residual(x, residual):
+    return x + residual
+
+
+RIGHT_COMPANIONS = [
+    ("backward", backward, "float32"),
+    ("backward", backward, "bfloat16"),
+    ("backward", backward_64, "float16"),
+    ("backward", backward_in_three_sums, "float32"),
+    ("backward", fastrms.rms_norm_backward, "float32"),
+    ("add", add, "float32"),
+    ("add", add, "bfloat16"),
+    ("add", add_unrounded, "float16"),
+    ("add", add_unrounded, "bfloat16"),
+    ("residual", residual, "float32"),
+    ("residual", residual, "bfloat16"),
+]
+
+
+# ---- wrong ones: one for each fault -------------------------------------------------------------
+
+
+def eps_outside(x, weight, eps):
+    return x / (np.sqrt(mean(x * x)) + x.dtype.type(eps)) * weight
+
+
+def eps_ignored(x, weight, eps):
+    return numpy_formula(x, weight, 0.0)
+
+
+def one_added(x, weight, eps):
+    return numpy_formula(x, 1 + weight, eps)
+
+
+def layer_norm(x, weight, eps):
+    centred = x - mean(x)
+    return numpy_formula(centred, weight, eps)
+
+
+def mean_subtracted(x, weight, eps):
+    return (x - mean(x)) / np.sqrt(mean(x * x) + np.float32(eps)) * weight
+
+
+def truncates(x, weight, eps):
+    wide = x.astype(np.float64)
+    return rounded_to_zero(wide / np.sqrt(mean(wide * wide) + eps) * weight, x.dtype)
+
+
+def truncates_twice(x, weight, eps):
+    wide = x.astype(np.float64)
+    xhat = rounded_to_zero(wide / np.sqrt(mean(wide * wide) + eps), x.dtype)
+    return rounded_to_zero(xhat.astype(np.float64) * weight.astype(np.float64), x.dtype)
+
+
+def truncating_residual(x, residual):
+    return rounded_to_zero(x.astype(np.float64) + residual.astype(np.float64), x.dtype)
+
+
+def no_mean_term(dy, x, weight, eps):
+    return backward(dy, x, weight, eps, term=lambda g, xhat: 0)
+
+
+def n_twice(dy, x, weight, eps):
+    return backward(
+        dy, x, weight, eps, term=lambda g, xhat: xhat * mean(g * xhat) / np.float32(x.shape[-1])
+    )
+
+
+def weight_forgotten(dy, x, weight, eps):
+    return backward(dy, x, weight, eps, weighted=False)
+
+
+def layer_norm_term(dy, x, weight, eps):
+    return backward(dy, x, weight, eps, term=lambda g, xhat: mean(g) + xhat * mean(g * xhat))
+
+
+def half_sum(dy, x, weight, eps):
+    dx, _ = backward(dy, x, weight, eps)
+    wide = x.astype(np.float32)
+    terms = dy * (wide / np.sqrt(mean(wide * wide) + np.float32(eps))).astype(x.dtype)
+    dweight = np.zeros(x.shape[1], x.dtype)
+    for row in terms:
+        dweight = dweight + row
+    return dx, dweight
+
+
+def half_sum_upwards(dy, x, weight, eps):
+    return backward(dy, x, weight, eps)[0], half_sum(dy[::-1], x[::-1], weight, eps)[1]
+
+
+def other_sum_for_few_rows(x, weight, eps):
+    return (blocks_of_32 if len(x) < 3 else numpy_formula)(x, weight, eps)
+
+
+def one_scale_for_all(x, weight, eps):
+    """Scales by the batch's largest, against overflow: rows beside a large one lose bits."""
+    largest = np.nanmax(np.abs(x), initial=1e-30)
+    return numpy_formula(x / largest, weight, eps / largest**2)
+
+
+def zero_times_neighbour(x, weight, eps):
+    """Masks by a product, and 0 * Inf is NaN."""
+    return numpy_formula(x + 0 * x.sum(axis=0), weight, eps)
+
+
+def by_alignment(x, weight, eps):
+    return (numpy_formula if x.ctypes.data % 16 == 0 else blocks_of_32)(x, weight, eps)
+
+
+RUNS = iter(range(10**9))
+
+
+def other_each_time(x, weight, eps):
+    return (numpy_formula if next(RUNS) % 2 else blocks_of_32)(x, weight, eps)
+
+
+def changes_inputs(x, weight, eps):
+    y = numpy_formula(x, weight, eps)
+    x *= 2
+    return y
+
+
+def add_into_residual(x, residual, weight, eps):
+    residual += x
+    return numpy_formula(residual, weight, eps), residual
+
+
+def misreads_stride_0(x, weight, eps):
+    """Steps to other numbers, where the next row is the same one."""
+    if x.strides[0] == 0 and len(x) > 1:
+        x = np.concatenate([x[:1], x[1:] + 1])
+    return numpy_formula(x, weight, eps)
+
+
+def misreads_reversed(x, weight, eps):
+    return numpy_formula(x[::-1] if x.strides[0] < 0 else x, weight, eps)
+
+
+FAULTS = [
+    ("norm", eps_outside, "float32", "eps is outside the root"),
+    ("norm", eps_outside, "float64", "eps is outside the root"),
+    ("norm", eps_ignored, "float32", "eps is ignored"),
+    ("norm", one_added, "float32", "weight_offset of 1 seems to be added"),
+    ("norm", layer_norm, "float32", "the mean is subtracted"),
+    ("norm", mean_subtracted, "float32", "the mean is subtracted"),
+    ("norm", truncates, "float32", "truncates instead of rounding"),
+    ("norm", truncates, "bfloat16", "truncates instead of rounding"),
+    ("norm", truncates_twice, "float16", "truncates instead of rounding"),
+    ("residual", truncating_residual, "bfloat16", "truncates instead of rounding"),
+    ("norm", rounds_before, "bfloat16", "rounds x / rms before the weight"),
+    ("norm", rounds_before, "float16", "rounds x / rms before the weight"),
+    ("backward", no_mean_term, "float32", "backward lacks the mean term"),
+    ("backward", no_mean_term, "bfloat16", "backward lacks the mean term"),
+    ("backward", n_twice, "float32", "backward divides by n twice"),
+    ("backward", n_twice, "float16", "backward divides by n twice"),
+    ("backward", weight_forgotten, "float32", "backward forgets weight"),
+    ("backward", layer_norm_term, "float32", "backward keeps LayerNorm's term"),
+    ("backward", half_sum, "bfloat16", "dweight is summed in half precision"),
+    ("backward", half_sum, "float16", "dweight is summed in half precision"),
+    ("backward", half_sum_upwards, "bfloat16", "dweight is summed in half precision"),
+    ("norm", other_sum_for_few_rows, "float32", "a row's bits depend on the batch"),
+    ("norm", one_scale_for_all, "float32", "a row's bits depend on its neighbours"),
+    ("norm", zero_times_neighbour, "float32", "a row's bits depend on its neighbours"),
+    ("norm", by_alignment, "float32", "a row's bits depend on alignment"),
+    ("norm", other_each_time, "float32", "two runs differ"),
+    ("norm", changes_inputs, "float32", "inputs are changed"),
+    ("add", add_into_residual, "float32", "inputs are changed"),
+    ("norm", misreads_stride_0, "float32", "stride 0 rows are misread"),
+    ("norm", misreads_reversed, "float32", "reversed rows are misread"),
+]
+# Those of which only a strict check makes a failure.
+LENIENT = (
+    "rounds x / rms before the weight",
+    "a row's bits depend on the batch",
+    "a row's bits depend on alignment",
+)
