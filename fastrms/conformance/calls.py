@@ -120,12 +120,13 @@ class Function:
         try:
             with np.errstate(all="ignore"):
                 found = self.function(*(inputs.get(name, given[name]) for name in given))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(f"{self.name} raised {_said(error)} ({_shapes(arrays)})") from error
-        found = found if isinstance(found, tuple | list) else (found,)
-        if len(found) != len(self.results):
-            wanted = ", ".join(self.results)
-            raise ValueError(f"{self.name} must return {wanted}; got {len(found)} results")
+        if len(self.results) == 1:
+            found = (found,)
+        if not isinstance(found, tuple | list) or len(found) != len(self.results):
+            wanted, got = " and ".join(self.results), type(found).__name__
+            raise ValueError(f"{self.name} must return {wanted}, got a {got}")
         results = {
             name: self._checked(name, value, arrays)
             for name, value in zip(self.results, found, strict=True)

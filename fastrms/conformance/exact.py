@@ -83,8 +83,9 @@ def export(path, dtype="float32", *, eps=None, weight_offset=0.0):
 def _exact(dy, x, weight, eps, weight_offset):
     """Return y, dx and dweight, from fractions where they are finite."""
     wide = [array.astype(np.float64) for array in (dy, x, weight)]
-    y = reference.rms_norm(*wide[1:], eps, weight_offset=weight_offset)
-    dx, dweight = reference.rms_norm_backward(*wide, eps, weight_offset=weight_offset)
+    with np.errstate(all="ignore"):
+        y = reference.rms_norm(*wide[1:], eps, weight_offset=weight_offset)
+        dx, dweight = reference.rms_norm_backward(*wide, eps, weight_offset=weight_offset)
     factor = [Fraction(weight_offset) + Fraction(float(w)) for w in weight]
     sums, finite = [Fraction(0)] * len(factor), True
     for row in range(len(x)):
@@ -119,4 +120,4 @@ def _float(value):
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf

@@ -93,7 +93,7 @@ class Examination:
         for cell in cells.values():
             cell.counts = self.strict if family == "constant" else family not in EXTREME
             if cell.broken and family == "constant":
-                cell.note = "above the bound: equal terms are rounded alike"
+                cell.note = "above: equal terms round alike"
         self.report.cells += cells.values()
 
     def _finite_rows(self, cell, given, result, exact, size):
@@ -145,9 +145,9 @@ class Examination:
     def last(self, function):
         """Report changed inputs, and errors above the bound that no formula explains."""
         for name, (before, after) in function.changed.items():
-            found = findings.Finding(bits.CHANGED, function.name, {name: before}, {"after": after})
+            found = findings.Finding(bits.CHANGED, function.role, {name: before}, {"after": after})
             self.report.findings.append(found)
-        found = [found for found in self.report.findings if found.function == function.name]
+        found = [found for found in self.report.findings if found.role == function.role]
         explained = {finding.result for finding in found}
         spreads = any(finding.name == bits.NEIGHBOURS for finding in found)
         for name in function.results:

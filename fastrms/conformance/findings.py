@@ -15,17 +15,17 @@ LENIENT = (BATCH, ALIGNMENT, formulas.BEFORE)
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault in words, the function that has it, and a small input that shows it."""
+    """A fault in words, the role of the function that has it, and a small input that shows it."""
 
     name: str
-    function: str
+    role: str
     arguments: dict  # name: array or number
     shows: dict  # what came of them, and what is right
     failure: bool = True
     result: str = ""  # whose error it explains
 
     def __str__(self):
-        return f"{self.function}: {self.name}"
+        return self.name if self.name.startswith(self.role) else f"{self.role}: {self.name}"
 
 
 class Subject:
@@ -38,7 +38,7 @@ class Subject:
     def finding(self, name, given, shows, result=""):
         arguments = {key: given[key] for key in self.function.arguments}
         failure = self.exam.strict or name not in LENIENT
-        return Finding(name, self.function.name, arguments, shows, failure, result)
+        return Finding(name, self.function.role, arguments, shows, failure, result)
 
     def plain(self, rows=8, n=64):
         return inputs.given("normal", (rows, n), self.dtype, self.exam.eps)

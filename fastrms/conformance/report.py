@@ -61,7 +61,7 @@ class Report:
             "findings": [
                 {
                     "name": finding.name,
-                    "function": finding.function,
+                    "role": finding.role,
                     "failure": finding.failure,
                     "arguments": _plain(finding.arguments),
                     "shows": _plain(finding.shows),
@@ -76,7 +76,8 @@ class Report:
     def _header(self):
         shown = (str(self.allowed(0)).removesuffix(".0"), self.allowed(256) - self.allowed(0))
         bound = f"{shown[0]} + n / 256" if shown[1] else shown[0]
-        yield f"fastrms {fastrms.__version__}: {', '.join(self.names.values())} in {self.dtype}"
+        about = f"fastrms {fastrms.__version__}, {self.dtype}, arrays of {self.framework}"
+        yield from (about, *(f"{role:<{NAME}}{name}" for role, name in self.names.items()))
         yield f"errors in ulp: the largest (! above {bound}), and the mean (below 0: towards zero)"
 
     def _table(self):
@@ -98,8 +99,7 @@ class Report:
             if chosen:
                 yield from ("", f"{title}:")
             for finding in chosen:
-                about = "" if len(self.names) == 1 else f"{finding.function}: "
-                yield f"- {about}{finding.name}"
+                yield f"- {finding if len(self.names) > 1 else finding.name}"
                 for example in (finding.arguments, finding.shows) if failure else ():
                     if example:
                         yield f"    {', '.join(f'{k} = {_short(v)}' for k, v in example.items())}"
