@@ -46,7 +46,10 @@ def neighbours(subject):
             return subject.by_row(_moved(given))[0], subject.by_row(_moved(others))[0]
 
         def holds(given, first_row=first_row):
-            return len(given["x"]) > 1 and not same(*first_row(given))
+            try:
+                return len(given["x"]) > 1 and not same(*first_row(given))
+            except ValueError:  # refused, which is no fault
+                return False
 
         if holds(given := subject.plain()):
             small = inputs.shrink(given, holds)

@@ -52,11 +52,11 @@ def _module(where):
         spec.loader.exec_module(module)
         return module
     except (Exception, SystemExit) as error:
-        raise ValueError(f"cannot import {where}: {_said(error)}") from error
+        raise ValueError(f"cannot import {where}: {said(error)}") from error
 
 
-def _said(error):
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
+def said(error):
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}".rstrip(": ")
 
 
 class Framework:
@@ -93,9 +93,10 @@ class Framework:
         if not isinstance(array, self.kind):
             raise ValueError(f"wanted an array of {self.name}, got {type(array).__name__}")
         if self.name == "torch":
-            array = array.detach()
+            array = array.detach().contiguous()
             if array.dtype == self.module.bfloat16:
                 return array.view(self.module.int16).numpy().view(self.dtype).copy()
+            return array.numpy().copy()
         if self.name == "mlx" and array.dtype == self.module.bfloat16:
             return np.array(array.view(self.module.uint16)).view(self.dtype)
         return np.array(array)
@@ -121,7 +122,7 @@ class Function:
             with np.errstate(all="ignore"):
                 found = self.function(*(inputs.get(name, given[name]) for name in given))
         except (Exception, SystemExit) as error:
-            raise ValueError(f"{self.name} raised {_said(error)} ({_shapes(arrays)})") from error
+            raise ValueError(f"{self.name} raised {said(error)} ({_shapes(arrays)})") from error
         if len(self.results) == 1:
             found = (found,)
         if not isinstance(found, tuple | list) or len(found) != len(self.results):

@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import _arguments, reference
 from . import bits, findings, inputs, proofs
-from .calls import FRAMEWORKS, Framework, Function
+from .calls import FRAMEWORKS, Framework, Function, said
 from .families import EVERYDAY, EXTREME, FAMILIES, rounded
 from .measures import FORMATS, ulp_errors, ulps, unless_same
 from .report import Cell, Report
@@ -77,10 +77,10 @@ class Examination:
             try:
                 found = function(given)
             except ValueError as error:
-                if family != "no rows":
+                if family not in (*EXTREME, "no rows", "NaN and Inf"):
                     raise
                 for cell in cells.values():
-                    cell.note = str(error.__cause__ or error).splitlines()[0]
+                    cell.note = said(error.__cause__ or error)
                 break
             exact = inputs.exact(function.role, given, found, self.weight_offset)
             sizes = inputs.sizes(function.role, given, self.weight_offset)
@@ -124,13 +124,16 @@ class Examination:
         self.report.findings.append(dataclasses.replace(found, failure=self.strict))
 
     def _class_at(self, function, exponent):
-        """Return (inputs, result, what it is) if one is 0, Inf or NaN and the exact one is not."""
+        """Return (inputs, result, what it is) if one should not be 0, Inf, NaN or raised."""
         given = inputs.given("normal", (1, 64), self.dtype, self.eps)
         if exponent < 0 and self.eps is None:
             given["eps"] = 0.0
         given["x"] = rounded(np.ldexp(given["x"].astype(np.float64), exponent), self.dtype)
         given["residual"] = np.zeros_like(given["residual"])
-        found = function(given)
+        try:
+            found = function(given)
+        except ValueError:
+            return given, function.results[0], "an exception"
         exact = inputs.exact(function.role, given, found, self.weight_offset)
         for name, result in found.items():
             with np.errstate(all="ignore"):

@@ -16,13 +16,14 @@ class Cell:
     def __init__(self, role, result, family):
         self.role, self.result, self.family = role, result, family
         self.ulp, self.note, self.counts = 0.0, "", True
+        self.measured = False
         self.broken = None  # the shape on which the error was above the bound
         self._sum, self._count = 0.0, 0
 
     def add(self, largest, errors, broken, shape):
         if broken and (self.broken is None or largest >= self.ulp):
             self.broken = shape
-        self.ulp = max(self.ulp, largest)
+        self.ulp, self.measured = max(self.ulp, largest), True
         finite = errors[np.isfinite(errors)].astype(np.float64)
         self._sum, self._count = self._sum + float(finite.sum()), self._count + finite.size
 
@@ -82,16 +83,21 @@ class Report:
 
     def _table(self):
         columns = list(dict.fromkeys((cell.role, cell.result) for cell in self.cells))
-        results = [result for _, result in columns]
-        titles = [
-            f"{role} {result}" if results.count(result) > 1 else result for role, result in columns
-        ]
+        titles = [self._title(*column, columns) for column in columns]
         yield f"{'':<{NAME}}" + "".join(f"{title:>{WIDTH}}" for title in titles)
         for family in dict.fromkeys(cell.family for cell in self.cells):
             cells = {(c.role, c.result): c for c in self.cells if c.family == family}
             figures = "".join(_figures(cells[column]) for column in columns)
             notes = dict.fromkeys(c.note for c in cells.values() if c.note)
             yield f"{family:<{NAME}}{figures}  {'; '.join(notes)}".rstrip()
+
+    @staticmethod
+    def _title(role, result, columns):
+        """Return the result's name, with its role where another role has one of that name."""
+        if [name for _, name in columns].count(result) == 1:
+            return result
+        alone = [name for name, _ in columns].count(role) == 1
+        return role if alone else f"{role} {result}"
 
     def _findings(self):
         for failure, title in ((True, "findings"), (False, "reported (with --strict: findings)")):
@@ -108,8 +114,8 @@ class Report:
 
 
 def _figures(cell):
-    if cell.family == "no rows":
-        return f"{'-' if cell.note else 'ok':>{WIDTH}}"
+    if cell.family == "no rows" or not cell.measured:
+        return f"{'ok' if cell.measured else 'raises':>{WIDTH}}"
     mark = "!" if cell.broken and cell.counts else " "
     largest = f"{cell.ulp:.3g}" if cell.ulp < 1000 else f"{cell.ulp:.1e}".replace("e+0", "e")
     # The mean of errors that large says nothing.
