@@ -9,6 +9,7 @@ FILE:PEER and FILE:PEER_backward. The calls are those of `fastrms bench`, on cop
 import functools
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 
@@ -24,26 +25,38 @@ PLAIN = ("normal", "outliers", "log-normal", "odd n", "one row")
 SHAPES = {"torch-compile": "16x1000"}
 
 
-@functools.lru_cache(maxsize=4)
-def built(peer, op, shape, dtype, eps):
-    """Return a case and the peer's call on its arrays, whose eps is a constant of its module."""
+# A call that is compiled for its shape is kept, with its arrays.
+KEPT = ("torch-compile", "onnxruntime")
+
+
+def build(peer, op, shape, dtype, eps):
+    """Return a case and the peer's call on its arrays; eps is a constant of the call's module."""
     case = Case(op, *shape, dtype=dtype)
     calls.EPS = peers.EPS = eps
-    build = HERE.get(peer, lambda case: peers.build(peer, case, 1))
-    return case, build
+    make = HERE.get(peer, lambda case: peers.build(peer, case, 1))
+    return case, lambda: make(case)
+
+
+@functools.cache
+def kept(*about):
+    case, make = build(*about)
+    call = make()
+    return case, lambda: call
 
 
 def function(peer, op):
-    """Return the peer's op as `fastrms check` calls it, or None if the peer lacks it."""
+    """Return the peer's op as `fastrms check` calls it."""
 
     def call(*arguments):
         *arrays, weight, eps = arguments
-        if not len(weight) or not len(arrays[0]):
-            raise ValueError("no rows are not asked of it")
-        case, build = built(peer, op, arrays[0].shape, weight.dtype.name, eps)
+        about = peer, op, arrays[0].shape, weight.dtype.name, eps
+        case, make = kept(*about) if peer in KEPT else build(*about)
         for name, array in zip((*names, "weight"), (*arrays, weight), strict=True):
             getattr(case, name)[...] = array
-        made = build(case)()
+        run = make()
+        if run is None:
+            raise ValueError(f"{peer} has no {op}")
+        made = run()
         made = () if made is None else made if isinstance(made, tuple | list) else (made,)
         rest = [getattr(case, name) for name in OPS[op].results[len(made) :]]
         found = tuple(taken(one, weight.dtype) for one in (*made, *rest))
@@ -83,7 +96,8 @@ def checked(peer, op, dtype):
     command = [sys.executable, "-m", "fastrms", "check", option, f"{__file__}:{name}", "--json"]
     command += ["--dtype", dtype, "--eps", "1e-5", "--families", families]
     command += ["--shapes", SHAPES.get(peer, "16x64,5x1000,3x4096")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | peers.environment(1)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == 2:
         print(f"{peer} {op}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
         return None

@@ -16,7 +16,7 @@ class Cell:
     def __init__(self, role, result, family):
         self.role, self.result, self.family = role, result, family
         self.ulp, self.note, self.counts = 0.0, "", True
-        self.measured = False
+        self.measured = self.above = False
         self.broken = None  # the shape on which the error was above the bound
         self._sum, self._count = 0.0, 0
 
