@@ -3,6 +3,9 @@
 assert not conformance.check(my_norm).failures
 """
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 from .exact import Case, cases, export
 from .examine import Examination
 from .families import FAMILIES
@@ -12,11 +15,21 @@ from .report import Report
 __all__ = ["FAMILIES", "Case", "Finding", "Report", "cases", "check", "export"]
 
 
-def __dir__():
+_Function: TypeAlias = Callable[..., Any] | str | None
+
+
+def __dir__() -> list[str]:
     return __all__
 
 
-def check(norm=None, *, backward=None, add=None, residual=None, **options):
+def check(
+    norm: _Function = None,
+    *,
+    backward: _Function = None,
+    add: _Function = None,
+    residual: _Function = None,
+    **options: Any,
+) -> Report:
     """Examine an RMSNorm and its companions, and return a Report.
 
     Parameters

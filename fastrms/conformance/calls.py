@@ -49,6 +49,7 @@ def _module(where):
             return importlib.import_module(where)
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(spec.name, module)  # where dataclasses look for it
         spec.loader.exec_module(module)
         return module
     except (Exception, SystemExit) as error:

@@ -5,7 +5,9 @@ The inputs are integers scaled by powers of two, and the results come from fract
 """
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +41,9 @@ class Case(NamedTuple):
     add_y: np.ndarray
 
 
-def cases(dtype="float32", *, eps=None, weight_offset=0.0):
+def cases(
+    dtype: str = "float32", *, eps: float | None = None, weight_offset: float = 0.0
+) -> Iterator[Case]:
     """Yield a `Case` of each everyday family and shape.
 
     Parameters
@@ -67,7 +71,13 @@ def cases(dtype="float32", *, eps=None, weight_offset=0.0):
             yield Case(name, x, dy, given["residual"], weight, used, weight_offset, *results)
 
 
-def export(path, dtype="float32", *, eps=None, weight_offset=0.0):
+def export(
+    path: str | Path,
+    dtype: str = "float32",
+    *,
+    eps: float | None = None,
+    weight_offset: float = 0.0,
+) -> int:
     """Write all cases to an .npz: "NAME/x" and so on; bfloat16 as the uint16 of its bits."""
     arrays = {}
     for case in cases(dtype, eps=eps, weight_offset=weight_offset):

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from .. import reference
 from . import formulas
 from .draws import bell
 from .families import rounded, rows_of
@@ -89,4 +88,4 @@ def _rounder(inputs, name):
     for digits in (1, 2, 3):
         values = [float(f"{float(value):.{digits}g}") for value in array.flat]
         rounder = np.array(values, np.float64).reshape(array.shape)
-        yield inputs | {name: reference._rounded(rounder, array.dtype)}
+        yield inputs | {name: rounded(rounder, array.dtype)}
