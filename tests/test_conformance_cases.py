@@ -15,10 +15,10 @@ from .dtypes import KINDS, dtype_of
 
 # sha256 of all arrays, in order: integer arithmetic and fractions give every platform these bits.
 DIGESTS = {
-    "float16": "7e39bcd047368526",
-    "bfloat16": "4d4c680ec45a46a2",
-    "float32": "4bb8edfcadc48ebd",
-    "float64": "1ca001d2cd8c974e",
+    "float16": "083a1dd9bfe86052",
+    "bfloat16": "8c9e1a07791502ab",
+    "float32": "82998319c401a90f",
+    "float64": "b265fa079e1743d6",
 }
 
 
