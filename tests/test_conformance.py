@@ -55,3 +55,94 @@ def assert_shown(found, function):
     shown = found.shows[found.result]
     assert any(np.array_equal(result, shown, equal_nan=True) for result in results)
     assert not np.array_equal(shown, found.shows["exact"].astype(shown.dtype))
+
+
+def test_two_faults_in_one_function_are_both_named():
+    def norm(x, weight, eps):
+        return planted.eps_outside(x - planted.mean(x), 1 + weight, eps)
+
+    report = check("norm", norm)
+    assert names(report.failures) == {
+        "eps is outside the root",
+        "the mean is subtracted",
+        "weight_offset of 1 seems to be added",
+    }
+    assert [finding.result for finding in report.failures] == ["y"] * 3
+
+
+def test_a_fault_of_the_norm_in_backward():
+    def backward(dy, x, weight, eps):
+        return planted.n_twice(dy, x, 1 + weight, eps)
+
+    assert names(check("backward", backward).failures) == {
+        "backward divides by n twice",
+        "weight_offset of 1 seems to be added",
+    }
+
+
+def test_a_fault_in_dweight_alone():
+    def backward(dy, x, weight, eps):
+        return planted.backward(dy, x, weight, eps)[0], planted.backward(dy, x, weight, 0.0)[1]
+
+    [found] = check("backward", backward).failures
+    assert (found.name, found.result) == ("eps is ignored", "dweight")
+
+
+def test_an_error_that_no_formula_explains_is_shown_where_it_is_largest():
+    def norm(x, weight, eps):
+        y = planted.in_float64(x, weight, eps)
+        y[:, 3:4] *= np.float32(1.001)
+        return y
+
+    [found] = check("norm", norm).failures
+    assert found.name.startswith("y is off by ")
+    assert found.name.endswith(" rows; no known formula fits")
+    assert found.arguments["x"].size <= 8
+    assert next(iter(found.shows)) == "y[0, 3]"
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-6, 1.0, 100.0])
+def test_every_eps(eps):
+    few = {"eps": eps, "shapes": ((4, 33), (2, 300))}
+    assert not check("norm", planted.lanes, **few).failures
+    for function, fault in (
+        (planted.eps_outside, "eps is outside the root"),
+        (planted.eps_ignored, "eps is ignored"),
+        (planted.layer_norm, "the mean is subtracted"),
+    ):
+        same = eps == 0 and "eps" in fault
+        assert names(check("norm", function, **few).failures) == (set() if same else {fault})
+
+
+def test_with_an_offset_of_1():
+    def norm(x, weight, eps):
+        return planted.numpy_formula(x, 1 + weight, eps)
+
+    assert not check("norm", norm, weight_offset=1).failures
+    assert names(check("norm", planted.numpy_formula, weight_offset=1).failures) == {
+        "weight_offset of 1 seems to be left out"
+    }
+
+
+@pytest.mark.parametrize("shapes", [((1, 1),), ((2, 3),), ((70, 5), (1, 2))])
+def test_small_shapes_of_every_family(shapes):
+    every = {"shapes": shapes, "families": conformance.FAMILIES}
+    assert not check("norm", planted.reciprocal, **every).failures
+    assert not check("backward", planted.backward, "bfloat16", **every).failures
+    assert not check("add", planted.add_unrounded, "float16", **every).failures
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype": "int32"}, "dtype must be one of"),
+        ({"framework": "cupy"}, "framework must be one of numpy, torch, jax, mlx"),
+        ({"weight_offset": 2}, "weight_offset must be 0 or 1"),
+        ({"families": ["nosuch"]}, "'nosuch' is none of the families: normal, "),
+    ],
+)
+def test_a_wrong_option_is_a_value_error(options, said):
+    with pytest.raises(ValueError, match=said):
+        conformance.check(planted.lanes, **options)
+    with pytest.raises(ValueError, match="there is no function to check"):
+        conformance.check()

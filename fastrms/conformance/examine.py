@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from .. import _arguments, reference
-from . import bits, findings, inputs, proofs
+from . import bits, findings, formulas, inputs, proofs
 from .calls import FRAMEWORKS, Framework, Function, said
 from .families import EVERYDAY, EXTREME, FAMILIES, rounded
 from .measures import FORMATS, ulp_errors, ulps, unless_same
@@ -38,7 +38,7 @@ class Examination:
         self.families, self.shapes = tuple(families or EVERYDAY), tuple(shapes or SHAPES)
         for family in self.families:
             if family not in FAMILIES:
-                raise ValueError(f"no family is called {family!r}")
+                raise ValueError(f"{family!r} is none of the families: {', '.join(FAMILIES)}")
         self.dtype, self.eps, self.weight_offset = _arguments.dtype(dtype), eps, weight_offset
         self.ulp, self.strict = ulp, strict
         bridge = Framework(framework, self.dtype)
@@ -119,7 +119,7 @@ class Examination:
         if function.role == "residual":
             return
         form = FORMATS[self.dtype.name]
-        right, wrong = 0, 2 - form.bits - form.smallest - 2 if up else form.smallest + 4
+        right, wrong = 0, -form.bits - form.smallest if up else form.smallest + 4
         if not self._class_at(function, wrong):
             return
         while abs(wrong - right) > 1:
@@ -158,7 +158,8 @@ class Examination:
             found = findings.Finding(bits.CHANGED, function.role, {name: before}, {"after": after})
             self.report.findings.append(found)
         found = [found for found in self.report.findings if found.role == function.role]
-        explained = {finding.result for finding in found}
+        # Two roundings to nearest keep to the bound by themselves.
+        explained = {finding.result for finding in found if finding.name != formulas.BEFORE}
         spreads = any(finding.name == bits.NEIGHBOURS for finding in found)
         for name in function.results:
             cells = [

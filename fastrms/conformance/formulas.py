@@ -84,7 +84,7 @@ def fits(result, exact, bound):
 
 # ---- roundings --------------------------------------------------------------------------------
 
-ONCE, TRUNCATES = "rounds once", "truncates instead of rounding"
+TRUNCATES = "truncates instead of rounding"
 BEFORE = "rounds x / rms before the weight"
 
 
