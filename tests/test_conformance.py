@@ -5,7 +5,7 @@ import pytest
 
 from fastrms import conformance
 
-from . import planted
+from . import good_norms, planted
 from .dtypes import dtype_of
 
 SMALL = {"shapes": ((16, 64), (5, 257), (4, 1024))}
@@ -21,13 +21,13 @@ def names(findings):
     return {finding.name for finding in findings}
 
 
-@pytest.mark.parametrize("style", planted.RIGHT)
+@pytest.mark.parametrize("style", good_norms.RIGHT)
 def test_a_good_implementation_passes(style):
-    function, dtype = planted.RIGHT[style]
+    function, dtype = good_norms.RIGHT[style]
     assert not check("norm", function, dtype).failures
 
 
-@pytest.mark.parametrize(("role", "function", "dtype"), planted.RIGHT_COMPANIONS)
+@pytest.mark.parametrize(("role", "function", "dtype"), good_norms.RIGHT_COMPANIONS)
 def test_a_good_companion_passes(role, function, dtype):
     assert not check(role, function, dtype).failures
 
@@ -59,7 +59,7 @@ def assert_shown(found, function):
 
 def test_two_faults_in_one_function_are_both_named():
     def norm(x, weight, eps):
-        return planted.eps_outside(x - planted.mean(x), 1 + weight, eps)
+        return planted.eps_outside(x - good_norms.mean(x), 1 + weight, eps)
 
     report = check("norm", norm)
     assert names(report.failures) == {
@@ -82,7 +82,9 @@ def test_a_fault_of_the_norm_in_backward():
 
 def test_a_fault_in_dweight_alone():
     def backward(dy, x, weight, eps):
-        return planted.backward(dy, x, weight, eps)[0], planted.backward(dy, x, weight, 0.0)[1]
+        return good_norms.backward(dy, x, weight, eps)[0], good_norms.backward(dy, x, weight, 0.0)[
+            1
+        ]
 
     [found] = check("backward", backward).failures
     assert (found.name, found.result) == ("eps is ignored", "dweight")
@@ -90,7 +92,7 @@ def test_a_fault_in_dweight_alone():
 
 def test_an_error_that_no_formula_explains_is_shown_where_it_is_largest():
     def norm(x, weight, eps):
-        y = planted.in_float64(x, weight, eps)
+        y = good_norms.in_float64(x, weight, eps)
         y[:, 3:4] *= np.float32(1.001)
         return y
 
@@ -104,7 +106,7 @@ def test_an_error_that_no_formula_explains_is_shown_where_it_is_largest():
 @pytest.mark.parametrize("eps", [0.0, 1e-12, 1e-6, 1.0, 100.0])
 def test_every_eps(eps):
     few = {"eps": eps, "shapes": ((4, 33), (2, 300))}
-    assert not check("norm", planted.lanes, **few).failures
+    assert not check("norm", good_norms.lanes, **few).failures
     for function, fault in (
         (planted.eps_outside, "eps is outside the root"),
         (planted.eps_ignored, "eps is ignored"),
@@ -116,10 +118,10 @@ def test_every_eps(eps):
 
 def test_with_an_offset_of_1():
     def norm(x, weight, eps):
-        return planted.numpy_formula(x, 1 + weight, eps)
+        return good_norms.numpy_formula(x, 1 + weight, eps)
 
     assert not check("norm", norm, weight_offset=1).failures
-    assert names(check("norm", planted.numpy_formula, weight_offset=1).failures) == {
+    assert names(check("norm", good_norms.numpy_formula, weight_offset=1).failures) == {
         "weight_offset of 1 seems to be left out"
     }
 
@@ -127,9 +129,9 @@ def test_with_an_offset_of_1():
 @pytest.mark.parametrize("shapes", [((1, 1),), ((2, 3),), ((70, 5), (1, 2))])
 def test_small_shapes_of_every_family(shapes):
     every = {"shapes": shapes, "families": conformance.FAMILIES}
-    assert not check("norm", planted.reciprocal, **every).failures
-    assert not check("backward", planted.backward, "bfloat16", **every).failures
-    assert not check("add", planted.add_unrounded, "float16", **every).failures
+    assert not check("norm", good_norms.reciprocal, **every).failures
+    assert not check("backward", good_norms.backward, "bfloat16", **every).failures
+    assert not check("add", good_norms.add_unrounded, "float16", **every).failures
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,6 @@ def test_small_shapes_of_every_family(shapes):
 )
 def test_a_wrong_option_is_a_value_error(options, said):
     with pytest.raises(ValueError, match=said):
-        conformance.check(planted.lanes, **options)
+        conformance.check(good_norms.lanes, **options)
     with pytest.raises(ValueError, match="there is no function to check"):
         conformance.check()

@@ -120,34 +120,41 @@ class Examination:
             return
         form = FORMATS[self.dtype.name]
         right, wrong = 0, -form.bits - form.smallest if up else form.smallest + 4
-        if not self._class_at(function, wrong):
+
+        def ended(given):
+            return self._ended(function, given)
+
+        if not ended(self._scaled(wrong)):
             return
         while abs(wrong - right) > 1:
             middle = (right + wrong) // 2
-            right, wrong = (right, middle) if self._class_at(function, middle) else (middle, wrong)
-        given, name, what = self._class_at(function, wrong)
+            right, wrong = (right, middle) if ended(self._scaled(middle)) else (middle, wrong)
+        given = inputs.shrink(self._scaled(wrong), ended)
+        name, what, shows = ended(given)
         words = f"range: {name} is {what} from x = 2**{wrong} {'up' if up else 'down'}"
-        found = findings.Subject(function, self).finding(words, given, {})
+        found = findings.Subject(function, self).finding(words, given, shows)
         self.report.findings.append(dataclasses.replace(found, failure=self.strict))
 
-    def _class_at(self, function, exponent):
-        """Return (inputs, result, what it is) if one should not be 0, Inf, NaN or raised."""
+    def _scaled(self, exponent):
+        """Return one normal row times 2**exponent; without an `eps` small ones have 0."""
         given = inputs.given("normal", (1, 64), self.dtype, self.eps)
-        if exponent < 0 and self.eps is None:
-            given["eps"] = 0.0
-        given["x"] = rounded(np.ldexp(given["x"].astype(np.float64), exponent), self.dtype)
-        given["residual"] = np.zeros_like(given["residual"])
+        x = rounded(np.ldexp(given["x"].astype(np.float64), exponent), self.dtype)
+        eps = 0.0 if exponent < 0 and self.eps is None else given["eps"]
+        return given | {"x": x, "residual": np.zeros_like(x), "eps": eps}
+
+    def _ended(self, function, given):
+        """Return (result, what it is, arrays) if one should not be 0, Inf, NaN or raised."""
         try:
             found = function(given)
         except ValueError:
-            return given, function.results[0], "an exception"
+            return function.results[0], "an exception", {}
         exact = inputs.exact(function.role, given, found, self.weight_offset)
         for name, result in found.items():
             with np.errstate(all="ignore"):
                 right = reference._rounded(exact[name], self.dtype)
             for what, test in (("NaN", np.isnan), ("Inf", np.isinf), ("0", lambda a: a == 0)):
                 if (test(result) & ~test(right)).any():
-                    return given, name, what
+                    return name, what, {name: result, "exact": exact[name]}
         return None
 
     # ---- the rest -----------------------------------------------------------------------------
