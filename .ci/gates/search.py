@@ -3,10 +3,10 @@
 
     .ci/gates/search.py [SECONDS]    default: 60, or half an hour with FULL=1
 
-Each round takes the worst case so far of one measure, or a fresh one of conformance/hard.py, mutates
-it (mantissas, repeats, amplitudes, weights, eps, gradient values) 16 ways, and keeps the worst. The
-oracle has 80 bits. Prints the largest share of each bound with its case in hex, to be copied into
-a test; exit code 1 if a bound breaks. The offset is 1 where a measure has one.
+Each round takes the worst case so far of one measure, or a fresh one of conformance/hard.py, and
+mutates it (mantissas, repeats, amplitudes, weights, eps, gradient values) 16 ways; it keeps the
+worst. The oracle has 80 bits. Prints the largest share of each bound with its case in hex, to be
+copied into a test; exit code 1 if a bound breaks. The offset is 1 where a measure has one.
 """
 
 import os
