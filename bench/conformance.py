@@ -19,7 +19,12 @@ from fastrms.bench import calls, peers, rivals
 from fastrms.bench.cases import OPS, Case
 
 HERE = {"fastrms": calls.ours, "numpy": calls.numpy}
-NAMES = {"fastrms": "fastrms", "numpy": "NumPy formula", "torch-compile": "torch.compile"}
+NAMES = {
+    "fastrms": "fastrms",
+    "numpy": "NumPy formula",
+    "torch-compile": "torch.compile",
+    "llama": "transformers' Llama",
+}
 PLAIN = ("normal", "outliers", "log-normal", "odd n", "one row")
 # Those that take time to compile for each shape have one shape.
 SHAPES = {"torch-compile": "16x1000"}
@@ -126,7 +131,8 @@ def row(peer, dtype):
         if one.startswith("range")
     ]
     batch = "no" if "a row's bits depend on the batch" in names else "yes"
-    roundings = "two" if "rounds x / rms before the weight" in names else "one"
+    one_or_more = "one" if float(largest(forward, "y")[0]) < 0.6 else "each step"
+    roundings = "two" if "rounds x / rms before the weight" in names else one_or_more
     gradients = (
         [largest(backward, result)[0] for result in ("dx", "dweight")] if backward else ["", ""]
     )
