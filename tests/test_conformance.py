@@ -70,6 +70,12 @@ def test_two_faults_in_one_function_are_both_named():
     assert [finding.result for finding in report.failures] == ["y"] * 3
 
 
+def test_failures_read_as_sentences():
+    report = conformance.check(planted.eps_outside, backward=planted.n_twice, **SMALL)
+    said = "[norm: eps is outside the root, backward divides by n twice]"
+    assert repr(report.failures) == said
+
+
 def test_a_fault_of_the_norm_in_backward():
     def backward(dy, x, weight, eps):
         return planted.n_twice(dy, x, 1 + weight, eps)

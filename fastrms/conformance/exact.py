@@ -64,7 +64,7 @@ def cases(
             with np.errstate(all="ignore"):
                 total = _total(x, given["residual"])
             add_y, *_ = _exact(dy, total, weight, used, weight_offset)
-            name = f"{family}, {x.shape[0]} x {x.shape[1]}"
+            name = f"{family.replace(' ', '-')}-{x.shape[0]}x{x.shape[1]}"
             results = y, dx, dweight, total, add_y
             yield Case(name, x, dy, given["residual"], weight, used, weight_offset, *results)
 

@@ -13,7 +13,7 @@ ALIGNMENT = "a row's bits depend on alignment"
 LENIENT = (BATCH, ALIGNMENT, formulas.BEFORE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Finding:
     """A fault in words, the role of the function that has it, and a small input that shows it."""
 
@@ -24,7 +24,7 @@ class Finding:
     failure: bool = True
     result: str = ""  # whose error it explains
 
-    def __str__(self):
+    def __repr__(self):
         return self.name if self.name.startswith(self.role) else f"{self.role}: {self.name}"
 
 
