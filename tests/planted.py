@@ -158,6 +158,17 @@ FAULTS = [
     ("norm", misreads_stride_0, "float32", "stride 0 rows are misread"),
     ("norm", misreads_reversed, "float32", "reversed rows are misread"),
 ]
+FORMULAS = (
+    "eps_outside",
+    "eps_ignored",
+    "one_added",
+    "layer_norm",
+    "mean_subtracted",
+    "no_mean_term",
+    "n_twice",
+    "weight_forgotten",
+    "layer_norm_term",
+)
 # Those of which only a strict check makes a failure.
 LENIENT = (
     "rounds x / rms before the weight",

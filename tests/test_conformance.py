@@ -57,6 +57,27 @@ def assert_shown(found, function):
     assert not np.array_equal(shown, found.shows["exact"].astype(shown.dtype))
 
 
+@pytest.mark.parametrize("eps", [1e-6, 1e-2])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("role", "function", "fault"),
+    [(role, function, fault) for role, function, kind, fault in planted.FAULTS
+     if kind == "float32" and function.__name__ in planted.FORMULAS],
+)  # fmt: skip
+def test_halves_tell_every_formula_apart(role, function, fault, dtype, eps):
+    """And arithmetic in float32, rounded once, hides none."""
+
+    def in_half(*arguments):
+        *arrays, eps = arguments
+        wide = function(*(array.astype(np.float32) for array in arrays), eps)
+        if isinstance(wide, tuple):
+            return tuple(part.astype(arrays[0].dtype) for part in wide)
+        return wide.astype(arrays[0].dtype)
+
+    report = check(role, in_half, dtype, eps=eps, shapes=((4, 33),), families=("normal",))
+    assert names(report.failures) == {fault}
+
+
 def test_two_faults_in_one_function_are_both_named():
     def norm(x, weight, eps):
         return planted.eps_outside(x - good_norms.mean(x), 1 + weight, eps)

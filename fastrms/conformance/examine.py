@@ -130,7 +130,7 @@ class Examination:
             middle = (right + wrong) // 2
             right, wrong = (right, middle) if ended(self._scaled(middle)) else (middle, wrong)
         given = inputs.shrink(self._scaled(wrong), ended)
-        name, what, shows = ended(given)
+        name, what, shows = ended(given) or (function.results[0], "another in each run", {})
         words = f"range: {name} is {what} from x = 2**{wrong} {'up' if up else 'down'}"
         found = findings.Subject(function, self).finding(words, given, shows)
         self.report.findings.append(dataclasses.replace(found, failure=self.strict))

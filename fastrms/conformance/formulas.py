@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 
 from .. import reference
-from .measures import format_of, units, wide
+from .measures import format_of, units, unless_same, wide
 
 OUTSIDE = "eps is outside the root"
 IGNORED = "eps is ignored"
@@ -79,7 +79,7 @@ def fits(result, exact, bound):
     with np.errstate(all="ignore"):
         size = np.abs(exact).max(axis=-1, keepdims=True, initial=0.0)
         error = np.abs(result.astype(exact.dtype) - exact) / units(format_of(result), size)
-    return bool((error <= bound).all())
+    return bool((unless_same(error, result, exact) <= bound).all())
 
 
 # ---- roundings --------------------------------------------------------------------------------

@@ -14,19 +14,20 @@ def given(family, shape, dtype, eps):
     return rows._asdict() | {"residual": rounded(bell(rows.x.shape, 3), dtype)}
 
 
-def telling(dtype, eps, rows=4, n=32):
-    """Return inputs whose results are far apart under every formula.
+def telling(dtype, eps):
+    """Yield inputs of which one at least has results far apart under any two formulas.
 
-    Their mean square is about eps, their mean is not zero, and neither is that of dy.
+    A mean square of about eps shows whether eps is there, one of about eps**2 where it is, and a
+    small n whether a mean is divided by n again. Means of x and dy are not zero.
     """
-    scale = np.sqrt(eps or 1.0)
-    parts = (
-        (0.5 + bell((rows, n), stream).astype(np.float64)) * size
-        for stream, size in ((8, scale), (9, 1.0), (10, 0.1 * scale))
-    )
-    x, dy, residual = (rounded(part, dtype) for part in parts)
-    weight = rounded(1 + 0.25 * bell((n,), 11).astype(np.float64), dtype)
-    return {"dy": dy, "x": x, "weight": weight, "eps": eps, "residual": residual}
+    for n, scale in ((32, np.sqrt(eps or 1.0)), (32, eps or 1.0), (4, np.sqrt(eps or 1.0))):
+        parts = (
+            (0.5 + bell((4, n), stream).astype(np.float64)) * size
+            for stream, size in ((8, scale), (9, 1.0), (10, 0.1 * scale))
+        )
+        x, dy, residual = (rounded(part, dtype) for part in parts)
+        weight = rounded(1 + 0.25 * bell((n,), 11).astype(np.float64), dtype)
+        yield {"dy": dy, "x": x, "weight": weight, "eps": eps, "residual": residual}
 
 
 def exact(role, inputs, found, weight_offset, faults=frozenset()):
