@@ -60,6 +60,9 @@ def no_empty(x, weight, eps):
         raise IndexError("no rows")
     return norm(x, weight, eps)
 
+def residual_of_four(dy, x, weight, eps):
+    return x
+
 def by_hand(x, weight, eps):
     rows = [[a / s for a in row] for row in x for s in [root(row, eps)]]
     return np.array(rows, x.dtype).reshape(x.shape) * weight
@@ -236,6 +239,11 @@ def test_a_module_in_the_working_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "norms_of_mine.py").write_text(SOURCE)
     assert main(["check", "--against", "norms_of_mine:norm", *FEW]) == 0
+
+
+def test_backward_must_return_two_arrays(mine, capsys):
+    assert main(["check", "--backward", mine("residual_of_four"), *FEW]) == 2
+    assert "must return dx and dweight, got (4, 16)" in capsys.readouterr().err
 
 
 def test_a_progress_bar_is_on_a_terminal_alone(mine):

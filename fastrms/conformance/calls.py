@@ -93,6 +93,8 @@ class Framework:
         """Return a NumPy copy of the framework's array."""
         if not isinstance(array, self.kind):
             raise ValueError(f"wanted an array of {self.name}, got {type(array).__name__}")
+        if str(array.dtype).endswith("bfloat16") and self.dtype.name != "bfloat16":
+            raise ValueError(f"wanted {self.dtype}, got bfloat16")
         if self.name == "torch":
             array = array.detach().contiguous()
             if array.dtype == self.module.bfloat16:
@@ -127,8 +129,9 @@ class Function:
         if len(self.results) == 1:
             found = (found,)
         if not isinstance(found, tuple | list) or len(found) != len(self.results):
-            wanted, got = " and ".join(self.results), type(found).__name__
-            raise ValueError(f"{self.name} must return {wanted}, got a {got}")
+            wanted, got = " and ".join(self.results), getattr(found, "shape", type(found).__name__)
+            got = f"{len(found)} results" if isinstance(found, tuple | list) else got
+            raise ValueError(f"{self.name} must return {wanted}, got {got}")
         results = {
             name: self._checked(name, value, arrays)
             for name, value in zip(self.results, found, strict=True)
@@ -141,7 +144,7 @@ class Function:
         try:
             array = self.framework.take(value)
         except Exception as error:
-            raise ValueError(f"{self.name}: {name}: {error}") from error
+            raise ValueError(f"{self.name}: {name}: {' '.join(str(error).split())}") from error
         if (array.shape, array.dtype) != (like.shape, like.dtype):
             raise ValueError(
                 f"{self.name}: {name} must have shape {like.shape} and dtype {like.dtype}, "
