@@ -3,7 +3,8 @@
     python bench/conformance.py [float32 | bfloat16] [PEER ...]
 
 Each peer is checked in a process of its own: this file is the module that has its functions,
-FILE:PEER and FILE:PEER_backward. The calls are those of `fastrms bench`, on copies of the arrays.
+FILE:PEER__forward and FILE:PEER__backward. The calls are those of `fastrms bench`, on copies of the
+arrays; those that it lacks are written here.
 """
 
 import functools
@@ -77,25 +78,52 @@ def taken(result, dtype):
     return np.asarray(result.detach() if hasattr(result, "detach") else result).astype(dtype)
 
 
-def llama(x, weight, eps):
-    """Call transformers' module, on tensors."""
+def llama(n, eps):
+    """Return transformers' module as a function of tensors."""
     import torch
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    module = LlamaRMSNorm(weight.size, eps=eps)
-    module.weight = torch.nn.Parameter(peers.tensor(weight))
-    with torch.no_grad():
-        return taken(module(peers.tensor(x)), x.dtype)
+    module = LlamaRMSNorm(n, eps=eps)
+    return lambda x, weight: torch.func.functional_call(module, {"weight": weight}, x)
+
+
+@functools.cache
+def compiled(n, eps):
+    import torch
+
+    norm = torch.nn.functional.rms_norm
+    return torch.compile(lambda x, weight: norm(x, (n,), weight, eps), dynamic=False)
+
+
+def differentiated(norm, dy, x, weight):
+    """Return the gradients of a function of tensors."""
+    dtype = x.dtype
+    dy, x, weight = (peers.tensor(np.array(array)) for array in (dy, x, weight))
+    norm(x.requires_grad_(), weight.requires_grad_()).backward(dy)
+    return taken(x.grad, dtype), taken(weight.grad, dtype)
+
+
+def llama__forward(x, weight, eps):
+    arrays = (peers.tensor(np.array(array)) for array in (x, weight))
+    return taken(llama(weight.size, eps)(*arrays), x.dtype)
+
+
+def llama__backward(dy, x, weight, eps):
+    return differentiated(llama(weight.size, eps), dy, x, weight)
+
+
+def torch_compile__backward(dy, x, weight, eps):
+    return differentiated(compiled(weight.size, eps), dy, x, weight)
 
 
 def __getattr__(name):
     peer, _, op = name.partition("__")
-    return function(peer.replace("_", "-"), op or "forward")
+    return function(peer.replace("_", "-"), op)
 
 
 def checked(peer, op, dtype):
     """Return the peer's report as a dict, or None if it has no such function."""
-    name = "llama" if peer == "llama" else f"{peer.replace('-', '_')}__{op}"
+    name = f"{peer.replace('-', '_')}__{op}"
     option = "--against" if op == "forward" else "--backward"
     families = "normal,constant,outliers,log-normal,odd n,one row,zeros,tiny,huge,subnormal"
     command = [sys.executable, "-m", "fastrms", "check", option, f"{__file__}:{name}", "--json"]
@@ -122,7 +150,7 @@ def row(peer, dtype):
     forward = checked(peer, "forward", dtype)
     if forward is None:
         return None
-    backward = None if peer == "llama" else checked(peer, "backward", dtype)
+    backward = checked(peer, "backward", dtype)
     normal = next(cell for cell in forward["cells"] if cell["family"] == "normal")
     names = [one["name"] for one in forward["findings"]]
     ends = [
