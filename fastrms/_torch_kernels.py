@@ -27,10 +27,11 @@ BAD_POINTER, ROUND_FIRST = 3, 4
 
 def keys(*names):
     """Return a set of the dispatcher's keys as a number."""
-    number = 0
-    for name in names:
-        number |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)).raw_repr()
-    return number
+    first, *others = (getattr(torch._C.DispatchKey, name) for name in names)
+    found = torch._C.DispatchKeySet(first)
+    for key in others:
+        found = found.add(key)
+    return found.raw_repr()
 
 
 # The keys of a plain tensor, with autograd or made in inference mode, and those of a thread in
