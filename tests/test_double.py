@@ -167,6 +167,17 @@ def test_split_rows(isa, rng, scale):
             _within(dweight, of_rows.sum(0), bound)
 
 
+@pytest.mark.parametrize(
+    ("of_x", "of_others", "size"), [(1e-300, 1e300, np.inf), (1e300, 1e-300, 0)]
+)
+def test_gradients_far_beyond_the_range(isa, of_x, of_others, size):
+    """Their powers of two add up to more than two factors hold, and the result is Inf or 0."""
+    x, others = of_x * np.array([1.0, 2.0]), of_others * np.ones(2)
+    dx, _ = fastrms.rms_norm_backward(others, x, others, 0.0)
+    assert np.abs(dx).tolist() == [size, size]
+    assert np.signbit(dx).tolist() == [False, True]
+
+
 def test_rows_of_zeros_and_special_values(isa):
     """0 / 0 is NaN if eps is 0; a NaN or Inf spoils its own row alone."""
     x = np.ones((4, 40))
