@@ -24,13 +24,16 @@ MEMORY_LIMIT = 192 << 20  # of a worker, of which Python with dask takes 70 MB
 
 @pytest.fixture(scope="module")
 def client():
-    cluster = distributed.LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        memory_limit=MEMORY_LIMIT,
-        dashboard_address=None,
-    )
+    # A virtual machine may be stopped for minutes: its workers, silent so long, would be dismissed,
+    # and the tests wait for ever.
+    with dask.config.set({"distributed.scheduler.worker-ttl": None}):
+        cluster = distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=MEMORY_LIMIT,
+            dashboard_address=None,
+        )
     # Workers cannot import this file when the tests run outside the checkout.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with cluster, distributed.Client(cluster) as client:
