@@ -29,7 +29,7 @@ if __name__ == "__main__":
         for row in measure.rows(plan, measure.new_record(plan))
     }
     print(
-        "The NumPy formula -> fastrms; float32, 1 thread; ? where rounds differed by over 20 %.\n"
+        "The NumPy formula -> fastrms; float32, 1 thread; ? where the best rounds did not agree.\n"
     )
     print("|", " | ".join(["", *(OPS[op].label for op in CALLS)]), "|")
     print("|", " | ".join(["---"] * (1 + len(CALLS))), "|")
