@@ -43,6 +43,9 @@ def raises(x, weight, eps):
 def leaves(x, weight, eps):
     raise SystemExit(3)
 
+def stopped(x, weight, eps):
+    raise KeyboardInterrupt
+
 def wrong_shape(x, weight, eps):
     return x[:, :1]
 
@@ -110,6 +113,11 @@ def test_a_fault_exits_with_1_and_shows_numbers_that_give_it(mine, capsys):
     )
     assert abs(x / (abs(x) + eps) * weight - y) < 1e-6 < 1e-2 < abs(y - exact)
     assert lines[-1] == "1 finding"
+
+
+def test_ctrl_c_is_one_line_and_130(mine, capsys):
+    assert main(["check", "--against", mine("stopped"), *FEW]) == 130
+    assert capsys.readouterr() == ("", "fastrms check: stopped by Ctrl-C\n")
 
 
 def test_the_page_fits_a_screen(mine, capsys):
