@@ -3,7 +3,7 @@
     python bench/conformance.py [float32 | bfloat16] [PEER ...]
 
 Each peer is checked in a process of its own: this file is the module that has its functions,
-FILE:PEER__forward and FILE:PEER__backward. The calls are those of `fastrms bench`, on copies of the
+FILE:PEER__forward and FILE:PEER__backward. The calls are those of peers.py, on copies of the
 arrays; those that it lacks are written here.
 """
 
@@ -15,9 +15,11 @@ import subprocess
 import sys
 
 import numpy as np
+from peers import PEERS, tensor
 
-from fastrms.bench import calls, peers, rivals
+from fastrms.bench import calls, rivals
 from fastrms.bench.cases import OPS, Case
+from fastrms.conformance.calls import load
 
 HERE = {"fastrms": calls.ours, "numpy": calls.numpy}
 NAMES = {
@@ -38,8 +40,10 @@ KEPT = ("torch-compile", "onnxruntime")
 def build(peer, op, shape, dtype, eps):
     """Return a case and the peer's call on its arrays; eps is a constant of the call's module."""
     case = Case(op, *shape, dtype=dtype)
-    calls.EPS = peers.EPS = eps
-    make = HERE.get(peer, lambda case: peers.build(peer, case, 1))
+    if peer in PEERS and not PEERS[peer].has(case):
+        raise ValueError(f"{peer} has no {op}")
+    make = HERE.get(peer) or load(PEERS[peer].spec)
+    make.__globals__["EPS"] = eps
     return case, lambda: make(case)
 
 
@@ -59,10 +63,7 @@ def function(peer, op):
         case, make = kept(*about) if peer in KEPT else build(*about)
         for name, array in zip((*names, "weight"), (*arrays, weight), strict=True):
             getattr(case, name)[...] = array
-        run = make()
-        if run is None:
-            raise ValueError(f"{peer} has no {op}")
-        made = run()
+        made = make()()
         made = () if made is None else made if isinstance(made, tuple | list) else (made,)
         rest = [getattr(case, name) for name in OPS[op].results[len(made) :]]
         found = tuple(taken(one, weight.dtype) for one in (*made, *rest))
@@ -98,13 +99,13 @@ def compiled(n, eps):
 def differentiated(norm, dy, x, weight):
     """Return the gradients of a function of tensors."""
     dtype = x.dtype
-    dy, x, weight = (peers.tensor(np.array(array)) for array in (dy, x, weight))
+    dy, x, weight = (tensor(np.array(array)) for array in (dy, x, weight))
     norm(x.requires_grad_(), weight.requires_grad_()).backward(dy)
     return taken(x.grad, dtype), taken(weight.grad, dtype)
 
 
 def llama__forward(x, weight, eps):
-    arrays = (peers.tensor(np.array(array)) for array in (x, weight))
+    arrays = (tensor(np.array(array)) for array in (x, weight))
     return taken(llama(weight.size, eps)(*arrays), x.dtype)
 
 
@@ -129,7 +130,7 @@ def checked(peer, op, dtype):
     command = [sys.executable, "-m", "fastrms", "check", option, f"{__file__}:{name}", "--json"]
     command += ["--dtype", dtype, "--eps", "1e-5", "--families", families]
     command += ["--shapes", SHAPES.get(peer, "16x64,5x1000,3x4096")]
-    environment = os.environ | peers.environment(1)
+    environment = os.environ | rivals.environment(1)
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == 2:
         print(f"{peer} {op}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
@@ -172,7 +173,7 @@ def row(peer, dtype):
 def installed(dtype):
     """Yield the peers that are installed and have the dtype."""
     yield from HERE
-    yield from rivals.versions(peers.PEERS, dtype)[0]
+    yield from rivals.versions(PEERS, dtype)[0]
     if rivals.is_installed("transformers") and rivals.is_installed("torch"):
         yield "llama"
 

@@ -9,6 +9,8 @@ import re
 import sys
 from pathlib import Path
 
+from peers import PEERS
+
 import fastrms
 from fastrms.__main__ import main
 from fastrms.bench import machine
@@ -60,4 +62,4 @@ if __name__ == "__main__":
     RESULTS.mkdir(exist_ok=True)
     command = ["bench", "--peers", "all", "--threads", "1,2", "--op", ",".join(OPS)]
     command += ["--shape", ",".join(SHAPES)]
-    sys.exit(main([*command, "--json", str(RESULTS / f"{args.name}.json"), *more]))
+    sys.exit(main([*command, "--json", str(RESULTS / f"{args.name}.json"), *more], PEERS))

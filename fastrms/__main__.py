@@ -6,6 +6,7 @@ import os
 import sys
 
 from . import __version__, _arguments, _config, bench, check, demo
+from .bench.peers import PEERS
 from .conformance import command
 
 
@@ -33,7 +34,7 @@ class Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
-def build_parser():
+def build_parser(peers):
     parser = Parser(prog="fastrms", description="RMSNorm for NumPy on the CPU.")
     parser.add_argument("--version", action="version", version=f"fastrms {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -50,8 +51,8 @@ def build_parser():
     check_.set_defaults(run=run_check)
 
     bench_ = add("bench", "time every function against a copy of its arrays")
-    bench.add_arguments(bench_)
-    bench_.set_defaults(run=bench.run)
+    bench.add_arguments(bench_, peers)
+    bench_.set_defaults(run=functools.partial(bench.run, peers=peers))
 
     demo_ = add("demo", "show what the norm and the skip path are for")
     demo.add_studies(demo_)
@@ -70,7 +71,7 @@ def run_check(args):
     return command.run(args) if command.asked(args) else check.run(args.json, args.dtype)
 
 
-def main(argv=None):
+def main(argv=None, peers=PEERS):
     """Run one command and return its exit code: 2 for an error, with the reason on one line.
 
     130 after Ctrl-C and 141 after a closed pipe are the codes that a shell gives these signals.
@@ -81,7 +82,7 @@ def main(argv=None):
     name = "fastrms"
     try:
         try:
-            args = build_parser().parse_args(argv)
+            args = build_parser(peers).parse_args(argv)
             name = args.name
             return args.run(args)
         finally:

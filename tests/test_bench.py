@@ -5,6 +5,7 @@ No test asserts a time. Tests share one run where they can, because every run st
 
 import argparse
 import copy
+import io
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from fastrms.__main__ import main
-from fastrms.bench import calls, cases, options, schema
+from fastrms.bench import calls, cases, options, peers, rivals, schema
 
 from .dtypes import KINDS, dtype_of
 
@@ -29,8 +30,8 @@ BENCH = Path(__file__).parent.parent / "bench"
 TINY = ("--shape", "3x33", "--rounds", "1")
 
 
-def bench(*args, **more):
-    command = [sys.executable, "-m", "fastrms", "bench", *map(str, args)]
+def bench(*args, command=("-m", "fastrms", "bench"), **more):
+    command = [sys.executable, *command, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, **more)
 
 
@@ -40,8 +41,9 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     done = bench(
         *TINY, "--shape", "1x64", "--op", "all", "--threads", "1", "--threads", "2",
-        "--peers", "ggml,torch", "--peers", "ggml",
+        "--peers", "ggml,numba", "--peers", "ggml",
         "--json", folder / "new.json", "--plot", folder / "new.svg",
+        command=[BENCH / "peers.py"],
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     return folder, done.stdout, json.loads((folder / "new.json").read_text())
@@ -134,7 +136,6 @@ def test_the_schema_refuses(tiny, broken, problem):
         (("--data", "cauchy"), "'cauchy' is none of: all, normal, outlier"),
         (("--inplace", "--op", "fresh"), "--inplace makes no new array"),
         (("--dtype", "int8"), "invalid choice: 'int8'"),
-        (("--dtype", "float16", "--peers", "jax,ggml"), "--peers ggml: not timed in float16"),
         (("--dtype", "float64", "--align", "4"), "float64 arrays start at a multiple of 8"),
     ],
 )
@@ -147,9 +148,9 @@ def test_refusals_are_one_line_and_exit_2(args, said):
 
 def test_a_list_may_have_blanks():
     parser = argparse.ArgumentParser()
-    options.add_arguments(parser)
+    options.add_arguments(parser, {})
     args = parser.parse_args(["--shape", "64x64, 3x4", "--op", "add, forward", "--threads", "1, 2"])
-    plan = options.plan(args)
+    plan = options.plan(args, {})
     assert plan.shapes == ((64, 64), (3, 4))
     assert (plan.ops, plan.threads) == (("add", "forward"), (1, 2))
 
@@ -249,16 +250,11 @@ def test_arrays_start_where_the_case_says():
             assert array.ctypes.data % cases.CACHE_LINE == align
 
 
-def test_a_peer_in_its_own_process_answers(monkeypatch):
+def test_a_peer_in_its_own_process_answers():
     """Speak the worker's protocol, with a NumPy call in place of a peer."""
-    import io
-
-    from fastrms.bench import peers, rivals
-
-    monkeypatch.setattr(peers, "build", lambda name, case, threads: calls.numpy(case))
     requests = [{"case": ["forward", 2, 8, False, 16], "seconds": 1e-4}, {}]
     answers = io.StringIO()
-    rivals.serve("torch", 1, map(json.dumps, requests), answers)
+    rivals.serve(calls.numpy, map(json.dumps, requests), answers)
     prepared, timed = map(json.loads, answers.getvalue().splitlines())
     assert prepared["error"] < 1e-6
     assert prepared["calls"] >= 1
@@ -266,11 +262,9 @@ def test_a_peer_in_its_own_process_answers(monkeypatch):
 
 
 def test_a_peer_whose_process_dies_is_left_out():
-    from fastrms.bench import rivals
-
-    peer = rivals.Apart("no such peer", 1)
+    peer = rivals.Apart("a peer", "no_such:peer", 1)
     try:
-        with pytest.raises(rivals.UnfitError, match="no such peer"):
+        with pytest.raises(rivals.UnfitError, match="cannot import no_such"):
             peer.prepare(cases.Case("forward", 1, 8), 1e-4)
     finally:
         peer.close()
@@ -293,13 +287,12 @@ def numba(monkeypatch):
 @pytest.mark.parametrize("op", [op for op in cases.OPS if op != "offset"])
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-6), ("float64", 1e-14)])
 def test_numba_has_every_op_but_the_offset(numba, op, threads, inplace, dtype, error):
-    from fastrms.bench import peers
-
     if inplace and op == "fresh":
         pytest.skip("nothing is fresh in place")
     for rows in (1, 5):  # fewer rows than threads, and more
-        case = cases.Case(op, rows, 40, inplace, dtype=dtype)
-        assert case.error(peers.build("numba", case, threads)) < error
+        case = cases.Case(op, rows, 40, inplace, dtype=dtype, threads=threads)
+        assert peers.PEERS["numba"].has(case)
+        assert case.error(peers.numba(case)) < error
 
 
 def test_the_pages_are_made_from_a_record(tiny, tmp_path):

@@ -1,4 +1,4 @@
-"""`fastrms bench`: time fastrms against a copy, the NumPy formula and other libraries.
+"""`fastrms bench`: time fastrms against a copy, the NumPy formula and numba.
 
 `run` returns the exit code: 0, 1 for a failed comparison or a wrong answer, 130 after Ctrl-C. A
 request that cannot be met raises ValueError or ImportError.
@@ -13,7 +13,7 @@ from .options import add_arguments
 __all__ = ["add_arguments", "run"]
 
 
-def run(args):
+def run(args, peers):
     """Measure what the arguments ask for, print it, and write the files that they name."""
     from . import compare, options
 
@@ -24,7 +24,7 @@ def run(args):
     if args.inplace and "fresh" in (args.op or ()):
         raise ValueError("--inplace makes no new array: drop it, or --op fresh")
     old = compare.load(args.compare) if args.compare else None
-    plan = options.plan(args, old)
+    plan = options.plan(args, peers, old)
     if old:
         compare.refuse_unmatched(plan, old)
     return measure_and_report(args, plan, old)

@@ -130,10 +130,14 @@ class Case:
         One of DATA.
     dtype : str
         The name of the arrays' dtype.
+    threads : int
+        How many a rival may use.
     """
 
-    def __init__(self, op, rows, n, inplace=False, align=ALIGN, data="normal", dtype="float32"):
-        self.op, self.rows, self.n = op, rows, n
+    def __init__(
+        self, op, rows, n, inplace=False, align=ALIGN, data="normal", dtype="float32", threads=1
+    ):
+        self.op, self.rows, self.n, self.threads = op, rows, n, threads
         self.dtype = _arguments.dtype(dtype)
         self.inplace, self.align, self.data = inplace, align, data
         self.weight_offset = float(op == "offset")

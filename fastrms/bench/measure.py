@@ -8,7 +8,7 @@ import time
 import fastrms
 
 from .. import _arguments, _core
-from . import machine, rivals, schema, timing
+from . import calls, machine, rivals, schema, timing
 from .cases import EPS, OPS, Case, tolerance
 
 # A thread pool spins for a while after a call, ONNX Runtime's the longest: 25 ms (CPU time of an
@@ -70,13 +70,14 @@ def rows(plan, record):
             fastrms.set_num_threads(threads)
             with contextlib.ExitStack() as stack:
                 field = [rivals.Here(name, build) for name, build in rivals.HERE.items()]
-                field += [rivals.Apart("fastrms", threads, name) for name in further(plan)]
-                field += [rivals.Apart(name, threads) for name in record["peers"]]
+                specs = dict.fromkeys(further(plan), f"{calls.__name__}:ours")
+                specs |= {name: plan.peers[name].spec for name in record["peers"]}
+                field += [rivals.Apart(name, spec, threads) for name, spec in specs.items()]
                 for rival in field:
                     stack.callback(rival.close)
                 for (count, n), data, op in itertools.product(plan.shapes, plan.data, plan.ops):
-                    case = Case(op, count, n, plan.inplace, plan.align, data, plan.dtype)
-                    record["rows"].append(measure_case(plan, case, field, threads))
+                    case = Case(op, count, n, plan.inplace, plan.align, data, plan.dtype, threads)
+                    record["rows"].append(measure_case(plan, case, field))
                     yield record["rows"][-1]
         record["complete"] = True
     finally:
@@ -88,8 +89,9 @@ def further(plan):
     return [f"fastrms, process {number}" for number in range(2, plan.processes + 1)]
 
 
-def measure_case(plan, case, field, threads):
+def measure_case(plan, case, field):
     """Check every rival's answer, run the rounds, and return the row."""
+    field = [r for r in field if r.name not in plan.peers or plan.peers[r.name].has(case)]
     errors, left_out = check_answers(plan, case, field)
     case.__dict__.pop("exact", None)  # as large as the arrays, and no longer needed
     live = [rival for rival in field if rival.name in errors]
@@ -101,14 +103,14 @@ def measure_case(plan, case, field, threads):
         for rival in live[first:] + live[:first]:
             if rival.name in left_out or is_done(seconds[rival.name]):
                 continue
-            if threads > 1:
+            if case.threads > 1:
                 time.sleep(SETTLE_SECONDS)
             try:
                 seconds[rival.name].append(rival.time())
             except rivals.UnfitError as unfit:
                 left_out[rival.name] = str(unfit)
     live = [rival for rival in live if rival.name not in left_out]
-    row = finish(case, threads, live, seconds, errors, left_out)
+    row = finish(case, live, seconds, errors, left_out)
     again = [row["rivals"].pop(name, None) for name in further(plan)]
     times = row["rivals"]["fastrms"]
     best = [times["best_s"], *(other["best_s"] for other in again if other)]
@@ -122,19 +124,16 @@ def agree(seconds):
 
 
 def check_answers(plan, case, field):
-    """Return the error of every rival that has this op, and why others are left out of the row."""
+    """Return the error of every rival, or why it is left out of the row."""
     errors, left_out = {}, {}
     for rival in field:
         try:
-            error = rival.prepare(case, plan.block)
+            errors[rival.name] = rival.prepare(case, plan.block)
         except rivals.UnfitError as unfit:
             if rival.name in rivals.HERE:
                 where = f"{rival.name}, {case.op} {case.rows}x{case.n}"
                 raise WrongAnswerError(f"{where}: {unfit}") from None
             left_out[rival.name] = str(unfit)
-            continue
-        if error is not None:
-            errors[rival.name] = error
     return errors, left_out
 
 
@@ -143,7 +142,7 @@ def is_done(seconds):
     return len(seconds) >= timing.LEAST_ROUNDS and sum(seconds) > timing.RIVAL_SECONDS
 
 
-def finish(case, threads, live, seconds, errors, left_out):
+def finish(case, live, seconds, errors, left_out):
     """Return the row that sums up the rounds."""
     op, elements = OPS[case.op], case.rows * case.n
     itemsize = case.dtype.itemsize
@@ -160,7 +159,7 @@ def finish(case, threads, live, seconds, errors, left_out):
         "rows": case.rows,
         "n": case.n,
         "data": case.data,
-        "threads": threads,
+        "threads": case.threads,
         "bytes": moved,
         "working_set_bytes": itemsize * elements * arrays,
         "times_numpy": results["numpy"]["best_s"] / results["fastrms"]["best_s"],

@@ -2,11 +2,11 @@
 
 import argparse
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import _arguments, _core
-from . import cases, machine, peers, timing
+from . import cases, machine, timing
 
 DEFAULT_OPS = ("forward", "offset", "add_norm", "backward", "add")
 # Decode, a batch of 16, q and k heads, SmolLM2, prefill; default_shapes adds one beyond the cache.
@@ -33,7 +33,7 @@ class Plan:
     shapes: tuple = DEFAULT_SHAPES
     data: tuple = ("normal",)
     threads: tuple = (1,)
-    peers: tuple = ()
+    peers: dict = field(default_factory=dict)
     processes: int = PROCESSES
     isa: str | None = None
     rounds: int = 9
@@ -43,8 +43,8 @@ class Plan:
     dtype: str = "float32"
 
 
-def add_arguments(parser):
-    """Give the `bench` subparser its arguments."""
+def add_arguments(parser, peers):
+    """Give the `bench` subparser its arguments; `peers` are those to choose from."""
     add, whole = parser.add_argument, _arguments.whole
 
     def add_list(name, parse, metavar, text):
@@ -58,8 +58,8 @@ def add_arguments(parser):
     add("--isa", help="instruction set to force: baseline, v3, v4 (default: see fastrms info)")
     _arguments.add_dtype(parser, "of every array (default: float32, or that of --compare)", None)
     add("--rounds", type=whole(1), default=Plan.rounds, metavar="N", help="default: %(default)s")
-    others = f"rivals to time as well, if installed: all, or any of {', '.join(peers.PEERS)}"
-    add_list("--peers", names(peers.PEERS), "A,B", others)
+    others = f"rivals to time as well, if installed: all, or any of {', '.join(peers)}"
+    add_list("--peers", names(peers), "A,B", others)
     add("--inplace", action="store_true", help="let the result overwrite an input")
     add(
         "--align",
@@ -80,29 +80,26 @@ def add_arguments(parser):
     add("--fail-below", type=_arguments.positive, metavar="R", help=slow)
 
 
-def plan(args, old=None):
+def plan(args, peers, old=None):
     """Return the plan that the arguments ask for; an old record supplies those left out."""
     rows = old["rows"] if old else []
     dtype = args.dtype or (old or {"protocol": {}})["protocol"].get("dtype") or Plan.dtype
-    peer_names = unique(args.peers or ())
     itemsize = _arguments.dtype(dtype).itemsize
     if args.align % itemsize:
         raise ValueError(f"--align {args.align}: {dtype} arrays start at a multiple of {itemsize}")
-    lacking = [name for name in peer_names if dtype not in peers.PEERS[name][2]]
-    if lacking and len(peer_names) < len(peers.PEERS):
-        raise ValueError(f"--peers {','.join(lacking)}: not timed in {dtype}")
     threads = unique(args.threads or (row["threads"] for row in rows)) or Plan.threads
     if max(threads) > 1 and not _core.build_info()["pool"]:
         raise ValueError("--threads: this build has no threads, every call is serial")
     processes = PROCESSES_OF_A_RECORD if args.json or old else PROCESSES
-    copies = processes + len(peer_names)
+    chosen = {name: peers[name] for name in args.peers or ()}
+    copies = processes + len(chosen)
     open_shapes = ((row["rows"], row["n"]) for row in rows)
     return Plan(
         ops=unique(args.op or (row["op"] for row in rows)) or DEFAULT_OPS,
         shapes=unique(args.shape or open_shapes) or default_shapes(copies, itemsize),
         data=unique(args.data or (row.get("data") or "normal" for row in rows)) or Plan.data,
         threads=threads,
-        peers=peer_names,
+        peers=chosen,
         processes=processes,
         isa=args.isa,
         rounds=args.rounds,

@@ -16,7 +16,7 @@ from pathlib import Path
 import fastrms
 
 from .. import _core
-from . import calls, peers, timing
+from . import calls, timing
 from .cases import Case, tolerance
 
 HERE = {"floor": calls.floor, "numpy": calls.numpy, "fastrms": calls.ours}
@@ -33,10 +33,8 @@ class Here:
         self.name, self.build = name, build
 
     def prepare(self, case, seconds):
-        """Check the answer and size the block; return the error, or None if it lacks the op."""
+        """Check the answer and size the block; return the error."""
         self.case, self.call = case, self.build(case)
-        if self.call is None:
-            return None
         # The floor computes something else, so its answer is not checked.
         error = 0.0 if self.name == "floor" else case.error(self.call)
         if not error <= tolerance(case.dtype.name):
@@ -54,16 +52,16 @@ class Here:
 
 
 class Apart:
-    """A library in its own process, which answers each JSON line with one."""
+    """A rival in its own process, which answers each JSON line with one."""
 
-    def __init__(self, library, threads, name=None):
-        self.name = name or library
+    def __init__(self, name, spec, threads):
+        self.name = name
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (close() does)
         # In its own session, so that Ctrl-C reaches only this process, which closes the others.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fastrms.bench.worker", library, str(threads)],
+            [sys.executable, "-m", "fastrms.bench.worker", spec],
             cwd=Path(__file__).parents[2],  # first on the path of -m: this very package
-            env={**os.environ, **peers.environment(threads), "FASTRMS_ISA": _core.current()},
+            env={**os.environ, **environment(threads), "FASTRMS_ISA": _core.current()},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -73,7 +71,7 @@ class Apart:
 
     def prepare(self, case, seconds):
         request = [case.op, case.rows, case.n, case.inplace, case.align, case.data]
-        request.append(case.dtype.name)
+        request += [case.dtype.name, case.threads]
         answer = self.ask({"case": request, "seconds": seconds})
         if "unfit" in answer:
             raise UnfitError(answer["unfit"])
@@ -104,15 +102,20 @@ class Apart:
         self.errors.close()
 
 
-def versions(names, dtype="float32"):
+def environment(threads):
+    """Return the environment variables that limit a library's thread pool to `threads`."""
+    names = ("OMP", "OPENBLAS", "MKL", "NUMBA")
+    return {f"{name}_NUM_THREADS": str(threads) for name in names}
+
+
+def versions(peers, dtype="float32"):
     """Return the versions of the peers that are installed, and why the others are left out."""
     found, left_out = {}, {}
-    for name in names:
-        modules, distributions, dtypes = peers.PEERS[name]
-        if dtype not in dtypes:
+    for name, peer in peers.items():
+        if dtype not in peer.dtypes:
             left_out[name] = f"no {dtype}"
-        elif all(is_installed(module) for module in modules):
-            found[name] = importlib.metadata.version(distributions[0])
+        elif all(is_installed(module) for module in peer.modules):
+            found[name] = importlib.metadata.version(peer.distribution)
         else:
             left_out[name] = "not installed"
     return found, left_out
@@ -125,17 +128,17 @@ def is_installed(module):
         return False
 
 
-def serve(name, threads, requests, answers):
+def serve(build, requests, answers):
     """Answer one JSON line for each request: prepare a case, or time a block of it."""
-    fastrms.set_num_threads(threads)
-    rival = Here(name, HERE.get(name, lambda case: peers.build(name, case, threads)))
+    rival = Here("", build)
     for line in requests:
         request = json.loads(line)
         try:
             if "case" in request:
                 rival.case = rival.call = None  # free the last case's arrays before making new ones
-                error = rival.prepare(Case(*request["case"]), request["seconds"])
-                answer = {"error": error, "calls": None if error is None else rival.calls}
+                case = Case(*request["case"])
+                fastrms.set_num_threads(case.threads)
+                answer = {"error": rival.prepare(case, request["seconds"]), "calls": rival.calls}
             else:
                 answer = {"seconds": rival.time()}
         except UnfitError as unfit:
