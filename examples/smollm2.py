@@ -243,13 +243,9 @@ def fetch():
     return path
 
 
-class OneLineParser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
-
-
 def arguments():
-    parser = OneLineParser(description="Ask SmolLM2-135M-Instruct, on NumPy and fastrms.")
+    description = "Ask SmolLM2-135M-Instruct, on NumPy and fastrms."
+    parser = argparse.ArgumentParser(description=description, usage=argparse.SUPPRESS)
     add = parser.add_argument
     add("question")
     add("--model", metavar="FILE.gguf", help=f"default: {MODEL_FILE}, fetched once")
@@ -277,7 +273,7 @@ def main():
     except ImportError as error:
         parser.error(f'{error}; pip install ".[examples]" in the checkout')
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        parser.error(" ".join(str(error).split()))
     decoder = DecodeStream(skip_special_tokens=True)
 
     def show(token):  # a character may need several tokens: None until it is whole

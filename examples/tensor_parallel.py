@@ -113,10 +113,8 @@ def parse_sizes(rank):
             if rank == 0:
                 super()._print_message(message, file)
 
-        def error(self, message):
-            self.exit(2, f"{self.prog}: {message}\n")
-
-    parser = Parser(description="RMSNorm with its last axis split over MPI ranks.")
+    description = "RMSNorm with its last axis split over MPI ranks."
+    parser = Parser(description=description, usage=argparse.SUPPRESS)
     parser.add_argument(
         "sizes", nargs="*", type=int, default=SIZES, metavar="SIZE", help="default: 4096 576"
     )

@@ -10,34 +10,11 @@ from .bench.peers import PEERS
 from .conformance import command
 
 
-class Parser(argparse.ArgumentParser):
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.set_defaults(name=self.prog)  # the innermost command's, which is set last
-
-    def error(self, message):
-        """Exit with 2 and one line: the reason, and how to get help."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-    def parse_known_args(self, args=None, namespace=None):
-        """Reject unknown arguments in the subcommand's name; argparse leaves that to the parent."""
-        namespace, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return namespace, unknown
-
-    def _print_message(self, message, file=None):
-        """Let an OSError of stdout reach main; argparse would swallow it."""
-        if message and file is sys.stdout:
-            file.write(message)
-        else:
-            super()._print_message(message, file)
-
-
 def build_parser(peers):
-    parser = Parser(prog="fastrms", description="RMSNorm for NumPy on the CPU.")
+    description = "RMSNorm for NumPy on the CPU."
+    parser = argparse.ArgumentParser("fastrms", _arguments.NO_USAGE, description)
     parser.add_argument("--version", action="version", version=f"fastrms {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = _arguments.add_commands(parser, "COMMAND")
     add = functools.partial(_arguments.add_command, commands)
 
     info = add("info", "show versions, compiler, instruction set, threads")

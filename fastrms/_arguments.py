@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 STDOUT = Path("-")
+NO_USAGE = argparse.SUPPRESS  # an error is then one line
 DTYPES = "float16", "bfloat16", "float32", "float64"
 
 
@@ -78,9 +79,17 @@ def picture(text):
     return writable(text)
 
 
+def add_commands(parser, name):
+    """Return what add_command adds to; argparse would take the program's name from the usage."""
+    return parser.add_subparsers(dest=name.lower(), required=True, metavar=name, prog=parser.prog)
+
+
 def add_command(commands, name, text):
     """Add a subparser; `text` describes it in the list of commands and in its own --help."""
-    return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    description = f"{text[0].upper()}{text[1:]}."
+    parser = commands.add_parser(name, help=text, description=description, usage=NO_USAGE)
+    parser.set_defaults(name=parser.prog)  # the innermost command's, which is set last
+    return parser
 
 
 def add_json(parser):

@@ -140,12 +140,11 @@ def test_a_full_disk_is_one_line(args, more):
 
 @needs_full
 @pytest.mark.parametrize("args", ["--help", "--version", "check --help"])
-@pytest.mark.parametrize("env", [BUFFERED, BUFFERED | {"PYTHONUNBUFFERED": "1"}])
-def test_help_on_a_full_disk_is_one_line(args, env):
+def test_help_on_a_full_disk_is_one_line(args):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "fastrms", *args.split()]
         done = subprocess.run(
-            command, stdout=full, stderr=subprocess.PIPE, text=True, env=env, timeout=60
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=BUFFERED, timeout=60
         )
     assert (done.returncode, done.stderr) == (2, "fastrms: [Errno 28] No space left on device\n")
 
@@ -164,19 +163,19 @@ def test_a_wrong_variable_is_one_line(name, value):
 
 
 @every_command
-def test_an_unknown_argument_names_the_commands_own_help(capsys, args):
+def test_an_unknown_argument_is_one_line(capsys, args):
     with pytest.raises(SystemExit) as refused:
         main([*args, "--foo"])
     assert refused.value.code == 2
-    error = capsys.readouterr().err
-    assert error == f"{name(args)}: unrecognized arguments: --foo (see {name(args)} --help)\n"
+    assert capsys.readouterr().err == "fastrms: error: unrecognized arguments: --foo\n"
 
 
 @every_command
 def test_a_file_without_a_name_is_refused(capsys, args):
     with pytest.raises(SystemExit):
         main([*args, "--json", ""])
-    assert "argument --json: must be the name of a file, got ''" in capsys.readouterr().err
+    said = "argument --json: must be the name of a file, got ''"
+    assert capsys.readouterr().err == f"{name(args)}: error: {said}\n"
 
 
 def test_threads_that_a_build_lacks_are_refused(monkeypatch, capsys):

@@ -115,7 +115,7 @@ def test_one_rank_that_fails_ends_all(on_ranks, tmp_path, monkeypatch):
 def test_a_wrong_size_is_one_line_from_all_ranks(on_ranks, argument, message):
     done = on_ranks(2, str(EXAMPLE), "4096", argument)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"tensor_parallel.py: {message}\n"
+    assert done.stderr == f"tensor_parallel.py: error: {message}\n"
 
 
 def test_without_mpi4py_it_names_the_extra(python):

@@ -13,7 +13,7 @@ __all__ = ["add_studies"]
 
 def add_studies(parser):
     """Give the `demo` subparser a subparser for each study."""
-    studies = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
+    studies = _arguments.add_commands(parser, "STUDY")
     text = "activations and gradients through a deep stack"
     depth = _arguments.add_command(studies, "depth", text)
     add = depth.add_argument
