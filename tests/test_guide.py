@@ -265,11 +265,6 @@ ROWS = {
 }
 
 
-def test_every_row_of_the_table_has_its_test():
-    table = GUIDE[GUIDE.index("| who |") :].split("\n\n")[0].splitlines()[2:]
-    assert [row.split(" | ")[0].removeprefix("| ") for row in table] == list(ROWS)
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # theirs, on import
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("who", ROWS)

@@ -1,4 +1,4 @@
-"""The README's blocks run, its promises have tests, and the docstrings' examples are right."""
+"""The README's blocks run, and the docstrings' examples are right."""
 
 import doctest
 import re
@@ -17,8 +17,6 @@ from .signatures import MATRICES
 
 TESTS = Path(__file__).parent
 README = TESTS.parent / "README.md"
-CONTRIBUTING = TESTS.parent / "CONTRIBUTING.md"
-PROMISES = TESTS.parent / "docs" / "promises.md"
 PUBLIC = [getattr(fastrms, name) for name in MATRICES]
 
 
@@ -33,13 +31,6 @@ def test_readme_blocks_run_in_order():
     terms = dx_terms(names["dh"], names["residual"], names["weight"], 1e-5)
     bound = DX * terms + np.spacing(np.abs(names["dskip"])) / 2
     assert np.all(np.abs(names["dskip"] - (1 + dx)) <= bound)
-
-
-def test_install_lines_need_no_package_index():
-    """Install fastrms from the checkout, because it is not published yet."""
-    for page in (README, CONTRIBUTING, *TESTS.parent.glob("docs/*.md")):
-        lines = re.findall(r"pip install .*", page.read_text("utf-8"))
-        assert not [line for line in lines if "fastrms" in line.partition("&&")[0]], page.name
 
 
 def test_a_release_tells_its_address(tmp_path):
@@ -59,29 +50,6 @@ def test_a_release_tells_its_address(tmp_path):
         assert new == (old if old.startswith(("https:", "#")) else f"{address}/blob/v1/{old}")
     metadata = (tmp_path / "pyproject.toml").read_text("utf-8")
     assert f'[project.urls]\nSource = "{address}"\n' in metadata
-
-
-def test_each_promise_names_code_and_tests_that_exist():
-    promised = re.findall(r"^## (.*)", PROMISES.read_text("utf-8"), re.M)
-    table = CONTRIBUTING.read_text("utf-8").partition("| promise | kept in | tests | gates |")[2]
-    table = table.partition("\n\n")[0]
-    assert re.findall(r"^\| \*\*(.*?)\*\*", table, re.M) == promised
-    _, *rows = (line.split("|") for line in table.strip().splitlines())
-    checkout = TESTS.parent
-    paths = [*checkout.glob("src/*/*.*"), *checkout.glob("fastrms/*.p*"), checkout / "setup.py"]
-    sources = {path.name: path.read_text("utf-8") for path in paths}
-    for _, promise, kept, tests, gates, _ in rows:
-        files = re.findall(r"`(?:\w+/)?(\w+\.\w+)`", kept)
-        assert files, promise
-        code = "".join(sources[file] for file in files)
-        assert all(name in code for name in re.findall(r"`(\w+)`", kept)), promise
-        named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", tests)
-        assert named or gates.strip(), promise
-        for file, function in named:
-            assert f"def {function or 'test_'}" in (TESTS / file).read_text("utf-8"), promise
-        for gate in re.findall(r"`(\S+)`", gates):
-            ci = TESTS.parent / ".ci"  # not in the sdist
-            assert not ci.exists() or (ci / "gates" / gate).exists(), promise
 
 
 @pytest.mark.parametrize("function", PUBLIC, ids=lambda function: function.__name__)

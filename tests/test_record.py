@@ -54,6 +54,19 @@ def test_beside_other_threads():
     assert all("512 x 4096" in line for line in lines[-4:])
 
 
+def test_a_pages_table_is_taken_anew(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "a\n<!-- measured: python -c 'print(6 * 7)' -->\nold\n<!-- measured:end -->\nb\n"
+        "<!-- measured: python -c 'print(\"| --- |\")' -->\n<!-- measured:end -->\n"
+    )
+    subprocess.run([sys.executable, BENCH / "measured.py", page], check=True)
+    text = page.read_text()
+    assert "old" not in text
+    assert "```text\n$ python -c 'print(6 * 7)'\n42\n```\n<!-- measured:end -->\nb\n" in text
+    assert text.endswith(".\n\n| --- |\n<!-- measured:end -->\n")
+
+
 def test_record_takes_further_arguments():
     done = subprocess.run(
         [sys.executable, BENCH / "record.py", "x", "--isa", "v9"], capture_output=True, text=True

@@ -110,17 +110,14 @@ def inspect_extension(file):
 
 
 def inspect_classifiers(path):
-    """Check that an index accepts them, and that gate `pythons` tests their Pythons."""
+    """Check that an index accepts them."""
     from trove_classifiers import classifiers  # not installed for gates that import this module
 
     with zipfile.ZipFile(path) as wheel:
         (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
         said = email.message_from_bytes(wheel.read(name)).get_all("Classifier")
     assert set(said) <= classifiers, f"no classifier: {sorted(set(said) - classifiers)}"
-    versions = re.findall(r"^Programming Language :: Python :: (3\.\d+)$", "\n".join(said), re.M)
-    tested = re.findall(r"\[(3\.\d+)\]=", Path(".ci/gates/pythons").read_text("utf-8"))
-    assert versions == tested, f"classifiers for {versions}, tests on {tested}"
-    print(f"{len(said)} classifiers; CPython {', '.join(versions)}")
+    print(f"{len(said)} classifiers")
 
 
 def install_offline(wheel, folder):
