@@ -244,7 +244,9 @@ def test_harder_families_by_name(mine, capsys):
 def test_a_module_in_the_working_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "norms_of_mine.py").write_text(SOURCE)
+    before = [*sys.path]
     assert main(["check", "--against", "norms_of_mine:norm", *FEW]) == 0
+    assert sys.path == before
 
 
 def test_backward_must_return_two_arrays(mine, capsys):

@@ -24,15 +24,14 @@ MEMORY_LIMIT = 192 << 20  # of a worker, of which Python with dask takes 70 MB
 
 @pytest.fixture(scope="module")
 def client():
-    # A virtual machine may be stopped for minutes: its workers, silent so long, would be dismissed,
-    # and the tests wait for ever.
-    with dask.config.set({"distributed.scheduler.worker-ttl": None}):
+    # If both workers are lost the tests end with an error; without this they wait for ever.
+    with dask.config.set({"distributed.scheduler.no-workers-timeout": 60}):
         cluster = distributed.LocalCluster(
             n_workers=2,
             threads_per_worker=1,
             processes=True,
             memory_limit=MEMORY_LIMIT,
-            dashboard_address=None,
+            dashboard_address=":0",
         )
     # Workers cannot import this file when the tests run outside the checkout.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -43,6 +43,7 @@ def _module(where):
     path = Path(where)
     if path.suffix == ".py" and not path.is_file():
         raise ValueError(f"there is no file {where}")
+    before = [*sys.path]
     sys.path.insert(0, str(path.resolve().parent) if path.suffix == ".py" else "")
     try:
         if path.suffix != ".py":
@@ -54,6 +55,8 @@ def _module(where):
         return module
     except (Exception, SystemExit) as error:
         raise ValueError(f"cannot import {where}: {said(error)}") from error
+    finally:
+        sys.path[:] = before
 
 
 def said(error):
