@@ -164,7 +164,7 @@ cdef int c_residual_add_any(const fastrms_call* call) noexcept nogil:
 
 
 cdef size_t c_any_scratch_bytes(ptrdiff_t rows, ptrdiff_t n, int threads) noexcept nogil:
-    """Return enough for dweight's sums, both vectors, and four arrays staged in float64."""
+    """Return enough for dweight's sums, both vectors, and three arrays staged in float64."""
     cdef Job job
     cdef size_t count = 1
     if init_c_job(&job, rows, n, n, 0.0, 0.0, threads):
@@ -173,7 +173,7 @@ cdef size_t c_any_scratch_bytes(ptrdiff_t rows, ptrdiff_t n, int threads) noexce
     if threads != 1:
         count = threads_for(rows * n)
     return (c_scratch_bytes(rows, n, threads) + 2 * vector_bytes(n) + 64
-            + (4 * area_bytes(&job) + staged_rows(&job) * sizeof(double)) * count)
+            + 3 * area_bytes(&job) * count)
 
 
 cdef fastrms_functions C_FUNCTIONS = fastrms_functions(

@@ -7,6 +7,7 @@
 from libc.math cimport INFINITY, fabs, frexp, ldexp, sqrt
 
 from kernels.job cimport ACCUMULATE, STORE, STREAM, GradientSums, Job, Store
+from kernels.kinds cimport FLOAT64, convert_kind
 from kernels.simd cimport (
     LANES, SIXTEEN, VEC, WIDE, WIDES, keep_part, load_part, load_wide, splat_wide, store_part,
     store_wide, stream, stream_fence, vec, wide,
@@ -235,13 +236,32 @@ cdef inline void rows_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
         stream_fence()
 
 
+cdef void round_and_weigh_64(const Job* job, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """Round job.y (rows, n), which is x / rms, and multiply it by weight_offset + weight."""
+    cdef double[LANES] rounded
+    cdef double* y
+    cdef Py_ssize_t i, k, count
+    for first in range(first, last):
+        i = 0
+        while i < job.n:
+            y, count = <double*>job.y + first * job.y_stride + i, min(<Py_ssize_t>LANES, job.n - i)
+            convert_kind(rounded, job.round_kind, y, FLOAT64, count)
+            convert_kind(y, FLOAT64, rounded, job.round_kind, count)
+            for k in range(count):
+                y[k] = y[k] * (job.weight_offset + (<const double*>job.weight)[i + k])
+            i += count
+
+
 cdef inline void run_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
                         const GradientSums* sums, int flags) noexcept nogil:
     """Call rows_64, compiled with and without a weight."""
-    if job.weight == NULL:
-        rows_64(job, first, last, sums, flags)
-    else:
+    cdef bint weighs = job.weight != NULL and job.round_kind == FLOAT64
+    if weighs:
         rows_64(job, first, last, sums, flags | WEIGHTED)
+    else:
+        rows_64(job, first, last, sums, flags)
+        if job.weight != NULL:
+            round_and_weigh_64(job, first, last)
 
 
 # A kernel reads job.x, and if it has them job.dy (rows, n) and job.weight (n,).

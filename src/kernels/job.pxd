@@ -11,6 +11,8 @@ cdef enum Path:     # how y is computed from x, 1 / rms and the weight
     OFFSET          # every |weight_offset + weight| is at most 2
     LIFTED          # at most 2**44: 1 / rms is scaled by a power of two
     BY_FLOAT64      # larger ones, and a weight_offset that float32 does not hold
+    FLOAT16_FIRST   # x / rms is rounded to float16, and then multiplied by the factor in float32
+    BFLOAT16_FIRST
 
 cdef enum Store:    # how y or dx is written
     STORE

@@ -3,12 +3,13 @@
 from libc.math cimport INFINITY, fabs
 
 from kernels.job cimport (
-    ACCUMULATE, BY_FLOAT64, FETCH, LIFTED, OFFSET, PLAIN, STORE, STREAM, UNWEIGHTED, Job, Path,
-    Store,
+    ACCUMULATE, BFLOAT16_FIRST, BY_FLOAT64, FETCH, FLOAT16_FIRST, LIFTED, OFFSET, PLAIN, STORE,
+    STREAM, UNWEIGHTED, Job, Path, Store,
 )
+from kernels.kinds cimport FLOAT16, FLOAT32
 from kernels.simd cimport (
-    LANES, VEC, WIDE, absolute, larger, largest, load, load_wide, root, splat,
-    splat_wide, store_wide, stream, vec, wide,
+    LANES, VEC, WIDE, absolute, larger, largest, load, load_wide, root, round_bfloat16,
+    round_float16, splat, splat_wide, store_wide, stream, vec, wide,
 )
 from machine.caches cimport floats_to_line, prefetch, prefetch_write
 
@@ -58,6 +59,8 @@ cdef Path choose_path(const Job* job) noexcept nogil:
     cdef double highest, value
     if job.weight == NULL:
         return UNWEIGHTED
+    if job.staged and job.round_kind != FLOAT32:
+        return FLOAT16_FIRST if job.round_kind == FLOAT16 else BFLOAT16_FIRST
     if job.offset32 != job.weight_offset or fabs(job.offset32) == INFINITY:
         return BY_FLOAT64
     highest = peak(job.weight, job.offset32, job.n)
@@ -109,6 +112,10 @@ cdef inline void scale_vector(float* y, const float* x, const float* ahead, cons
     bits.
     """
     cdef vec value = take_vec(x + i, count) * splat(by.inv_rms), factor
+    if path == FLOAT16_FIRST:
+        value = round_float16(value)
+    elif path == BFLOAT16_FIRST:
+        value = round_bfloat16(value)
     if path != UNWEIGHTED:
         factor = take_vec(by.weight + i, count)
         value = value * (factor if path == PLAIN else factor + splat(by.offset))
@@ -173,6 +180,9 @@ cdef inline void scale_for_store(float* y, const float* x, Py_ssize_t x_stride,
             scale_row(y, x, &by, n, ahead, path, mode)
         else:
             scale_row_wide(y, x, inv_rms[row], job)
+            if path == FLOAT16_FIRST or path == BFLOAT16_FIRST:     # y is x / rms
+                by.inv_rms = 1
+                scale_row(y, y, &by, n, ahead, path, mode)
         y += y_stride
         x += x_stride
         ahead += ahead_stride
@@ -209,6 +219,10 @@ cdef void scale_batch(float* y, const float* x, Py_ssize_t x_stride, const doubl
         scale_for_path(y, x, x_stride, inv_rms, ahead, rows, within, job, OFFSET)
     elif job.path == LIFTED:
         scale_for_path(y, x, x_stride, inv_rms, ahead, rows, within, job, LIFTED)
+    elif job.path == FLOAT16_FIRST:     # staged rows are stored
+        scale_for_store(y, x, x_stride, inv_rms, ahead, rows, within, job, FLOAT16_FIRST, STORE)
+    elif job.path == BFLOAT16_FIRST:
+        scale_for_store(y, x, x_stride, inv_rms, ahead, rows, within, job, BFLOAT16_FIRST, STORE)
     else:
         for row in range(rows):
             scale_row_wide(y + row * job.y_stride, x + row * x_stride, inv_rms[row], job)
@@ -218,13 +232,16 @@ cdef inline void scale_wide(float* y, const float* x, Py_ssize_t i, Py_ssize_t c
                             wide inv_rms, const Job* job) noexcept nogil:
     """Scale at most WIDE elements from i on, in float64."""
     cdef wide value = take(x + i, count) * inv_rms
-    if job.weight != NULL:
+    if job.weight != NULL and job.path < FLOAT16_FIRST:
         value = value * factor_at(job, i, count)
     put(y + i, value, count, job.store == ACCUMULATE)
 
 
 cdef void scale_row_wide(float* y, const float* x, double inv_rms, const Job* job) noexcept nogil:
-    """Scale a row in float64, rounded once. y (n,) OUT, or IN-OUT to ACCUMULATE; x (n,) IN."""
+    """Scale a row in float64, rounded once; without the weight if x / rms is rounded before it.
+
+    y (n,) OUT, or IN-OUT to ACCUMULATE; x (n,) IN.
+    """
     cdef wide inv = splat_wide(inv_rms)
     cdef Py_ssize_t i = 0
     while i + WIDE <= job.n:

@@ -10,6 +10,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#include "kinds.h"
 #if defined(__SSE2__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -32,7 +33,7 @@
 typedef float vec __attribute__((vector_size(VEC * 4)));
 typedef double wide __attribute__((vector_size(VEC * 4)));
 typedef float half __attribute__((vector_size(VEC * 2)));  /* converts to a wide */
-typedef int32_t vec_bits __attribute__((vector_size(VEC * 4)));
+typedef uint32_t vec_bits __attribute__((vector_size(VEC * 4)));
 typedef int64_t wide_bits __attribute__((vector_size(VEC * 4)));
 /* At any address, and aliasing any type. */
 typedef float vec_at __attribute__((vector_size(VEC * 4), aligned(4), may_alias));
@@ -42,7 +43,7 @@ typedef float half_at __attribute__((vector_size(VEC * 2), aligned(4), may_alias
 #define WIDE 1
 typedef float vec, half, vec_at, half_at;
 typedef double wide, wide_at;
-typedef int32_t vec_bits;
+typedef uint32_t vec_bits;
 #endif
 #define LANES 32
 #define WIDES (LANES / WIDE)
@@ -219,6 +220,29 @@ static inline wide root(wide value) {
 #endif
 }
 
+/* Round the results of arithmetic, whose NaNs are quiet, to the numbers that a half has. */
+static inline vec round_bfloat16(vec value) {
+#if VEC > 1
+    const vec_bits bits = (vec_bits)value, number = (vec_bits)(value == value);
+    return (vec)((bits + ((0x7fff + (bits >> 16 & 1)) & number)) & 0xffff0000);
+#else
+    return from_bfloat16(to_bfloat16(value));
+#endif
+}
+
+static inline vec round_float16(vec value) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)value, 0));
+#elif defined(__F16C__)
+    return (vec)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)value, 0));
+#else
+    float values[VEC];
+    store(values, value);
+    for (int k = 0; k < VEC; k++) values[k] = from_float16(to_float16(values[k]));
+    return load(values);
+#endif
+}
+
 /* Add all WIDE doubles: the upper half to the lower, down to one. */
 static inline double total(wide value) {
 #if defined(__AVX__)
@@ -254,7 +278,7 @@ static inline vec larger(vec a, vec b) {
 #elif defined(__SSE2__)
     return (vec)_mm_max_ps((__m128)a, (__m128)b);
 #elif VEC > 1
-    const vec_bits first = a > b;
+    const vec_bits first = (vec_bits)(a > b);
     return (vec)(((vec_bits)a & first) | ((vec_bits)b & ~first));
 #else
     return a > b ? a : b;

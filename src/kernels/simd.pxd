@@ -27,6 +27,8 @@ cdef extern from "kernels/simd.h" nogil:
     void stream_fence()
     wide add_product(wide sum, wide a, wide b)
     wide root(wide value)
+    vec round_float16(vec value)
+    vec round_bfloat16(vec value)
     double total(wide value)
     vec absolute(vec value)
     vec larger(vec a, vec b)

@@ -198,7 +198,7 @@ cdef int run_in_blocks(const Table* table, rows_kernel kernel, const Job* job, v
     """Cut a started job into blocks and run them, with scratch of its own."""
     cdef Plan plan = make_plan(table, kernel, job, dweight != NULL,
                                threads_for(job.rows * job.n))
-    cdef Py_ssize_t slots, sums = 0, bytes = plan.threads * plan.staging_bytes
+    cdef Py_ssize_t slots = 0, sums = 0, bytes = plan.threads * plan.staging_bytes
     cdef char* scratch = NULL
     if dweight != NULL:
         slots = 1 if plan.threads == 1 else min(plan.piece, plan.blocks)

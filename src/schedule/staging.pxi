@@ -1,11 +1,7 @@
 # Staging: rows of another kind than the call's arithmetic are converted into scratch, some at a
 # time, a kernel runs on them there, in cache, and what it wrote is rounded once into the arrays.
 
-from libc.string cimport memset
-
-from kernels.job cimport (
-    ACCUMULATE, STORE, UNWEIGHTED, Axis, GradientSums, Job, Kinds, Table, rows_kernel,
-)
+from kernels.job cimport ACCUMULATE, STORE, Axis, GradientSums, Job, Kinds, Table, rows_kernel
 from kernels.kinds cimport FLOAT32, FLOAT64
 from machine.fp_state cimport default_fp_state, fp_state, restore_fp_state
 
@@ -39,9 +35,7 @@ cdef Py_ssize_t staging_bytes(const Job* job) noexcept nogil:
         return 0
     areas = ((job.kinds.x != kind) + (job.kinds.dy != kind) + (job.kinds.y != kind)
              + (job.kinds.residual != kind) + (job.kinds.dx != kind))
-    if job.round_kind == kind:
-        return areas * area_bytes(job)
-    return (areas + 1) * area_bytes(job) + staged_rows(job) * sizeof(double)
+    return areas * area_bytes(job)
 
 
 cdef void convert_vector(void* to, int to_kind, const void* source, int kind,
@@ -104,21 +98,6 @@ cdef void give_rows(const Stage* stage, void* array, Py_ssize_t stride, int kind
         convert_rows(stage, array, stride, kind, scratch, stage.job.n, stage.job.kinds.arithmetic)
 
 
-cdef void round_and_weigh(const Stage* stage, Job* here) noexcept nogil:
-    """Round here.y, which is x / rms, and multiply it by the weight: split rows whose rms is 1."""
-    cdef const Job* job = stage.job
-    cdef char* rounded = stage.free
-    convert_rows(stage, rounded, job.n, job.round_kind, here.y, here.y_stride,
-                 job.kinds.arithmetic)
-    convert_rows(stage, here.y, here.y_stride, job.kinds.arithmetic, rounded, job.n,
-                 job.round_kind)
-    here.weight, here.path = job.weight, job.path
-    here.x, here.x_stride = here.y, here.y_stride
-    here.squares, here.inv_n, here.eps = <double*>rounded, 0, 1
-    memset(rounded, 0, stage.rows * sizeof(double))
-    stage.table.rms_norm(here, 0, stage.rows, NULL)
-
-
 cdef void run_staged(const Table* table, rows_kernel kernel, const Job* job, Py_ssize_t rows,
                      const GradientSums* sums, char* scratch) noexcept nogil:
     """Run a kernel over the first `rows` rows of a segment, staged_rows of them at most.
@@ -129,7 +108,6 @@ cdef void run_staged(const Table* table, rows_kernel kernel, const Job* job, Py_
     cdef Stage stage = Stage(table, job, rows, scratch)
     cdef bint in_steps = (kernel == table.add_rms_norm
                           and job.kinds.residual != job.kinds.arithmetic)
-    cdef bint rounds = job.round_kind != job.kinds.arithmetic
     here.x = <float*>take_rows(&stage, job.x, &here.x_stride, job.kinds.x, True)
     here.dy = <float*>take_rows(&stage, job.dy, &here.dy_stride, job.kinds.dy, True)
     here.residual = <float*>take_rows(&stage, job.residual, &here.residual_stride,
@@ -139,8 +117,6 @@ cdef void run_staged(const Table* table, rows_kernel kernel, const Job* job, Py_
                                   job.kinds.dy)
     if in_steps:
         kernel = table.residual_add
-    if rounds:
-        here.weight, here.path = NULL, UNWEIGHTED
     kernel(&here, 0, rows, sums)
     give_rows(&stage, job.residual, job.residual_stride, job.kinds.residual, here.residual)
     if in_steps:
@@ -148,8 +124,6 @@ cdef void run_staged(const Table* table, rows_kernel kernel, const Job* job, Py_
                      job.residual_stride, job.kinds.residual)
         here.x, here.x_stride = here.residual, job.n
         table.rms_norm(&here, 0, rows, NULL)
-    if rounds:
-        round_and_weigh(&stage, &here)
     give_rows(&stage, job.y, job.y_stride, job.kinds.y, here.y)
     give_rows(&stage, job.dx, job.dx_stride, job.kinds.dx, here.dx)
 
