@@ -5,7 +5,6 @@
 # (the chain rule through 1 / rms; never 1 / rms**3, which leaves float32 at rms 1e13).
 # Phase one sums over a row, phase two writes dx while the row is still in cache.
 
-from libc.math cimport sqrt
 from libc.string cimport memset
 
 from kernels.job cimport ACCUMULATE, FETCH, GROUP, STORE, STREAM, GradientSums, Job, Store
@@ -173,7 +172,7 @@ cdef inline void gradient_for_store(Group* group, double* dweight, const Batch* 
                 and batch.fits_float32[r] and batch.fits_float32[r + 1])
         group.ends = last and r + pair == batch.count - 1
         if not batch.fits_float32[r]:
-            gradient_row_wide(dweight, batch.first + r, job)
+            gradient_in_float64(dweight, batch.first + r, job)
         elif pair:
             gradient_row(group, batch, r, job, weighted, mode, True)
         else:
@@ -203,40 +202,6 @@ cdef void gradient_batch(Group* group, double* dweight, const Batch* batch, cons
         gradient_for_weight(group, dweight, batch, job, True, last)
 
 
-cdef inline void gradient_wide(double* dweight, Py_ssize_t row, Py_ssize_t i, Py_ssize_t count,
-                               wide inv_rms, wide mean, const Job* job) noexcept nogil:
-    """Phase two in float64 for at most WIDE elements from i on."""
-    cdef wide g = take(job.dy + row * job.dy_stride + i, count)
-    cdef wide xhat = take(job.x + row * job.x_stride + i, count) * inv_rms
-    if job.weight != NULL:
-        store_wide(dweight + i, load_wide(dweight + i) + g * xhat)
-        g = g * factor_at(job, i, count)
-    put(job.dx + row * job.dx_stride + i, inv_rms * (g - xhat * mean), count,
-        job.store == ACCUMULATE)
-
-
-cdef void gradient_row_wide(double* dweight, Py_ssize_t row, const Job* job) noexcept nogil:
-    """Both phases in float64, for a row that does not fit float32 and for a split one.
-
-    dweight (n,) IN-OUT, to the end of its last line, NULL without a weight. job.squares,
-    job.products (rows,) IN, or NULL: sums over job.size floats.
-    """
-    cdef double squares, products, inv
-    cdef wide inv_rms, mean
-    cdef Py_ssize_t i = 0
-    if job.squares == NULL:
-        sum_row_wide(&squares, &products, row, job)
-    else:
-        squares, products = job.squares[row], job.products[row]
-    inv = 1.0 / sqrt(squares * job.inv_n + job.eps)
-    inv_rms, mean = splat_wide(inv), splat_wide(products * inv * job.inv_n)
-    while i + WIDE <= job.n:
-        gradient_wide(dweight, row, i, WIDE, inv_rms, mean, job)
-        i += WIDE
-    if i < job.n:
-        gradient_wide(dweight, row, i, job.n - i, inv_rms, mean, job)
-
-
 cdef void join(double* dweight, const float* group, Py_ssize_t n) noexcept nogil:
     """dweight += group * LOWER_DY, both (n,), and the rest of their last line."""
     cdef Py_ssize_t i = 0
@@ -264,7 +229,7 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
     group.begins, group.padded = sums == NULL or sums.begins, True
     if job.squares != NULL:
         for row in range(first, last):
-            gradient_row_wide(dweight, row, job)
+            gradient_in_float64(dweight, row, job)
         return
     memset(&batch, 0, sizeof(batch))
     while first < last:
@@ -303,10 +268,9 @@ cdef bint backward_few(const Job* job, void* dweight) noexcept nogil:
 cdef void row_products(const Job* job, Py_ssize_t first, Py_ssize_t last,
                        const GradientSums* _) noexcept nogil:
     """Sum g * x over rows. job.products (rows,) OUT; job.dy, job.x (rows, n), weight (n,) IN."""
-    cdef double squares
     cdef Py_ssize_t row
     for row in range(first, last):
-        sum_row_wide(&squares, &job.products[row], row, job)
+        gradient_in_float64(NULL, row, job)
 
 
 cdef void add_block(double* dweight, const double* block, Py_ssize_t n) noexcept nogil:

@@ -9,8 +9,8 @@ from libc.math cimport fabs
 
 from kernels.job cimport BY_FLOAT64, GROUP, Job, Path
 from kernels.simd cimport (
-    EIGHT, SIXTEEN, VEC, WIDE, absolute, add_product, keep_part, larger, largest, splat, splat_wide,
-    vec, wide, widen_folded, widen_half,
+    EIGHT, VEC, WIDE, absolute, larger, largest, splat, splat_wide, vec, wide, widen_folded,
+    widen_half,
 )
 
 # dx = dy / rms * weight - x * slope, with slope = mean / rms**2. In float32 dy / rms is scaled by
@@ -117,36 +117,6 @@ cdef void sum_batch(Batch* batch, const Job* job) noexcept nogil:
         sum_for_weight(batch, job, False)
     else:
         sum_for_weight(batch, job, True)
-
-
-cdef void sum_row_wide(double* squares, double* products, Py_ssize_t row,
-                       const Job* job) noexcept nogil:
-    """Both sums of a row in float64, on 16 lanes: for rows that do not fit float32 and split rows.
-
-    x * x and dy * weight are exact; their sums, and dy * weight * x, are rounded to float64.
-    """
-    cdef wide[SIXTEEN] xx, gx
-    cdef wide g, x_wide
-    cdef Py_ssize_t i = 0, left
-    cdef int k
-    cdef const float* dy = job.dy + row * job.dy_stride
-    cdef const float* x = job.x + row * job.x_stride
-    for k in range(SIXTEEN):
-        xx[k] = gx[k] = splat_wide(0)
-    while i < job.n:
-        for k in range(SIXTEEN):
-            left = job.n - i
-            if left > 0:
-                g, x_wide = take(dy + i, left), take(x + i, left)
-                if job.weight != NULL:
-                    g = g * factor_at(job, i, left)
-                if left < WIDE:     # past the end, an infinite weight_offset gives NaN
-                    g = keep_part(g, left)
-                xx[k] = add_product(xx[k], x_wide, x_wide)
-                gx[k] = gx[k] + g * x_wide
-            i += WIDE
-    squares[0] = fold(xx, SIXTEEN)
-    products[0] = fold(gx, SIXTEEN)
 
 
 cdef inline bint fits_float32(const Batch* batch, Py_ssize_t r, const Job* job) noexcept nogil:

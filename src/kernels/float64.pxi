@@ -1,8 +1,9 @@
-# The kernels of float64 rows: a job's pointers are to doubles, and its strides count doubles. Here
-# products are rounded, so none is fused with a sum. u = 2**-53 in this file.
+# Rows in float64: the kernels of float64 rows, whose job has pointers to doubles and strides that
+# count doubles; and rows of floats that float32 arithmetic does not hold, or that are split.
+# Products are rounded, so none is fused with a sum. u = 2**-53 in this file.
 #
-# Where squares or products could leave float64, a row is computed again from inputs scaled by
-# powers of two. docs/numerics.md derives the bounds.
+# Where squares or products of doubles could leave float64, a row is computed again from inputs
+# scaled by powers of two. docs/numerics.md derives the bounds.
 
 from libc.math cimport INFINITY, fabs, frexp, ldexp, sqrt
 
@@ -23,13 +24,14 @@ cdef enum:      # flags of what to compute: constants, because the functions are
     BACKWARD = 2
     WEIGHTED = 4
     SCALED = 8
+    FLOATS = 16     # rows and weight are floats: widened, and rounded once at the end
 
 
-cdef struct Row64:
-    const double* x         # with ADD the residual
-    const double* dy
-    const double* weight
-    double* out             # y or dx; NULL for phase one alone
+cdef struct Row64:          # of doubles, or of FLOATS
+    const void* x           # with ADD the residual
+    const void* dy
+    const void* weight
+    void* out               # y or dx; NULL for phase one alone
     double* dweight         # or NULL
     double offset
     double inv_rms, mean    # the mean of g * xhat
@@ -37,8 +39,11 @@ cdef struct Row64:
     double[2] undo          # takes its dx to dx, in two steps
 
 
-cdef inline wide take_64(const double* source, Py_ssize_t count) noexcept nogil:
-    """Load at most WIDE doubles, and zeros."""
+cdef inline wide take_64(const void* row, Py_ssize_t i, Py_ssize_t count, int flags) noexcept nogil:
+    """Load at most WIDE elements from i on as doubles, and zeros."""
+    cdef const double* source = <const double*>row + i
+    if flags & FLOATS:
+        return take(<const float*>row + i, count)
     return load_wide(source) if count >= WIDE else <wide>load_part(<const float*>source, 2 * count)
 
 
@@ -49,7 +54,7 @@ cdef inline wide weigh_64(const Row64* row, wide value, Py_ssize_t i, Py_ssize_t
     if flags & SCALED:
         value = value * splat_wide(row.dy_scale)
     if flags & WEIGHTED:
-        factor = splat_wide(row.offset) + take_64(row.weight + i, count)
+        factor = splat_wide(row.offset) + take_64(row.weight, i, count, flags)
         value = value * (factor * splat_wide(row.factor_scale) if flags & SCALED else factor)
     return value
 
@@ -61,11 +66,11 @@ cdef inline void add_products_64(wide* xx, wide* gx, wide* gg, const Row64* row,
     cdef int k
     for k in range(wides):
         if left > 0:
-            x = take_64(row.x + i, left)
+            x = take_64(row.x, i, left, flags)
             x = x * splat_wide(row.x_scale) if flags & SCALED else x
             xx[k] = xx[k] + x * x
             if flags & BACKWARD:
-                g = weigh_64(row, take_64(row.dy + i, left), i, left, flags)
+                g = weigh_64(row, take_64(row.dy, i, left, flags), i, left, flags)
                 if left < WIDE:     # past the end, an infinite weight_offset gives NaN
                     g = keep_part(g, left)
                 gx[k] = gx[k] + g * x
@@ -98,10 +103,12 @@ cdef inline void sum_row_64(double* sums, const Row64* row, Py_ssize_t n, int fl
 cdef inline void write_64(const Row64* row, Py_ssize_t i, Py_ssize_t count, int flags,
                           Store mode) noexcept nogil:
     """Phase two for at most WIDE elements from i on."""
-    cdef wide inv_rms = splat_wide(row.inv_rms), x = take_64(row.x + i, count), dy, xhat, value
+    cdef wide inv_rms = splat_wide(row.inv_rms), x = take_64(row.x, i, count, flags)
+    cdef wide dy, xhat, value
+    cdef double* out = <double*>row.out + i
     xhat = (x * splat_wide(row.x_scale) if flags & SCALED else x) * inv_rms
     if flags & BACKWARD:
-        dy = take_64(row.dy + i, count)
+        dy = take_64(row.dy, i, count, flags)
         if row.dweight != NULL:
             store_wide(row.dweight + i, load_wide(row.dweight + i) + dy * xhat)
         value = inv_rms * (weigh_64(row, dy, i, count, flags) - xhat * splat_wide(row.mean))
@@ -109,25 +116,28 @@ cdef inline void write_64(const Row64* row, Py_ssize_t i, Py_ssize_t count, int 
             value = value * splat_wide(row.undo[0]) * splat_wide(row.undo[1])
     else:
         value = weigh_64(row, xhat, i, count, flags)
+    if flags & FLOATS:
+        put(<float*>row.out + i, value, count, mode == ACCUMULATE)
+        return
     if mode == ACCUMULATE:
-        value = take_64(row.out + i, count) + value
+        value = take_64(row.out, i, count, flags) + value
     if count < WIDE:
-        store_part(<float*>(row.out + i), <vec>value, 2 * count)
+        store_part(<float*>out, <vec>value, 2 * count)
     elif mode == STREAM and VEC > 1:
-        stream(<float*>(row.out + i), <vec>value)
+        stream(<float*>out, <vec>value)
     else:
-        store_wide(row.out + i, value)
+        store_wide(out, value)
 
 
 cdef inline void write_row_64(const Row64* row, Py_ssize_t n, int flags, Store mode) noexcept nogil:
-    """Phase two, in whole vectors from a cache line on.
+    """Phase two, of doubles in whole vectors from a cache line on.
 
     Errors, underflow aside: of y (n / 64 + 10) u of itself, of dx (n / 6 + 32) u of its terms'
     magnitudes, of dweight (n / 32 + rows / 64 + 105) u of sum |dy * xhat|.
     """
     cdef Py_ssize_t i = 0, count, head = 0
     cdef int k
-    if n >= 256 or mode == STREAM:
+    if not flags & FLOATS and (n >= 256 or mode == STREAM):
         head = min(n, <Py_ssize_t>floats_to_line(<const float*>row.out) // 2)
     while i < n:
         if i >= head and i + LANES <= n:
@@ -157,11 +167,13 @@ cdef inline bint row_64(Row64* row, Py_ssize_t number, const Job* job, int flags
         job.squares[number] = sums[0]
     if alone:
         return True
-    while sums[2] == 0 and zeros < job.n and row.dy[zeros] == 0:    # common, as padding
-        zeros += 1
+    if not flags & FLOATS:
+        while sums[2] == 0 and zeros < job.n and (<const double*>row.dy)[zeros] == 0:
+            zeros += 1              # common, as padding
     square = sums[0] * job.inv_n + job.eps * row.x_scale * row.x_scale
-    if (flags & SCALED or split or (SMALL_SUM <= square <= LARGE_SUM
-                                    and (SMALL_SUM <= sums[2] <= LARGE_SUM or zeros == job.n))):
+    if (flags & (SCALED | FLOATS) or split
+            or (SMALL_SUM <= square <= LARGE_SUM
+                and (SMALL_SUM <= sums[2] <= LARGE_SUM or zeros == job.n))):
         row.inv_rms = 1 / sqrt(square)
         row.mean = sums[1] * row.inv_rms * job.inv_n
         if job.store == STREAM:
@@ -188,10 +200,12 @@ cdef int power_64(const double* values, double offset, double least, Py_ssize_t 
 
 cdef void scaled_row_64(Row64 row, Py_ssize_t number, const Job* job, int flags) noexcept nogil:
     """A row whose sums may have left float64. x loses no bits before x / rms does."""
-    cdef int x = power_64(row.x, -0.0, sqrt(job.eps), job.n), dy = 0, factor = 0, undo
+    cdef int x = power_64(<const double*>row.x, -0.0, sqrt(job.eps), job.n)
+    cdef int dy = 0, factor = 0, undo
     if flags & BACKWARD:
-        dy = power_64(row.dy, -0.0, 0, job.n)
-        factor = power_64(row.weight, row.offset, 0, job.n) if flags & WEIGHTED else 0
+        dy = power_64(<const double*>row.dy, -0.0, 0, job.n)
+        if flags & WEIGHTED:
+            factor = power_64(<const double*>row.weight, row.offset, 0, job.n)
     undo = max(-2000, min(2000, x - dy - factor))
     row.x_scale, row.dy_scale, row.factor_scale = ldexp(1, x), ldexp(1, dy), ldexp(1, factor)
     row.undo[0], row.undo[1] = ldexp(1, undo // 2), ldexp(1, undo - undo // 2)
@@ -215,22 +229,23 @@ cdef void residual_add_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
 cdef inline void rows_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
                          const GradientSums* sums, int flags) noexcept nogil:
     """Rows with or without a weight."""
-    cdef double* out = <double*>(job.dx if flags & BACKWARD else job.y)
+    cdef float* out = job.dx if flags & BACKWARD else job.y
     cdef Py_ssize_t stride = job.dx_stride if flags & BACKWARD else job.y_stride
+    cdef Py_ssize_t floats = 1 if flags & FLOATS else 2     # in an element
     cdef Row64 row
     row.x_scale = row.dy_scale = row.factor_scale = row.undo[0] = row.undo[1] = 1
     row.dy, row.inv_rms, row.mean = NULL, 0, 0      # GCC would warn of copies
-    row.weight, row.offset = <const double*>job.weight, job.weight_offset
+    row.weight, row.offset = job.weight, job.weight_offset
     row.dweight = NULL if sums == NULL else sums.dweight
     for first in range(first, last):
-        row.x = <const double*>job.x + first * job.x_stride
+        row.x = job.x + first * job.x_stride * floats
         if flags & ADD:
             residual_add_64(job, first, first + 1, NULL)
-            row.x = <double*>job.residual + first * job.residual_stride
+            row.x = job.residual + first * job.residual_stride * floats
         if flags & BACKWARD:
-            row.dy = <const double*>job.dy + first * job.dy_stride
-        row.out = out + first * stride if out != NULL else NULL
-        if not row_64(&row, first, job, flags):
+            row.dy = job.dy + first * job.dy_stride * floats
+        row.out = out + first * stride * floats if out != NULL else NULL
+        if not row_64(&row, first, job, flags) and not flags & FLOATS:
             scaled_row_64(row, first, job, flags)
     if job.store == STREAM:
         stream_fence()
@@ -255,13 +270,33 @@ cdef void round_and_weigh_64(const Job* job, Py_ssize_t first, Py_ssize_t last) 
 cdef inline void run_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
                         const GradientSums* sums, int flags) noexcept nogil:
     """Call rows_64, compiled with and without a weight."""
-    cdef bint weighs = job.weight != NULL and job.round_kind == FLOAT64
-    if weighs:
+    if job.weight != NULL and (flags & FLOATS or job.round_kind == FLOAT64):
         rows_64(job, first, last, sums, flags | WEIGHTED)
     else:
         rows_64(job, first, last, sums, flags)
         if job.weight != NULL:
             round_and_weigh_64(job, first, last)
+
+
+cdef void gradient_in_float64(double* dweight, Py_ssize_t row, const Job* job) noexcept nogil:
+    """Both phases of a row of floats; of a split row, or without dx, one. dweight (n,) IN-OUT, to
+    the end of its last line, or NULL; else as in backward_64."""
+    cdef GradientSums sums
+    sums.dweight = dweight
+    run_64(job, row, row + 1, &sums, BACKWARD | FLOATS)
+
+
+cdef void scale_in_float64(float* y, const float* x, double inv_rms, bint weighs,
+                           const Job* job) noexcept nogil:
+    """Phase two of a row of floats. y (n,) OUT, or IN-OUT to ACCUMULATE; x (n,) IN."""
+    cdef Row64 row
+    cdef Store mode = ACCUMULATE if job.store == ACCUMULATE else STORE
+    row.out, row.x, row.weight = y, x, job.weight
+    row.inv_rms, row.offset = inv_rms, job.weight_offset
+    if weighs:
+        write_row_64(&row, job.n, FLOATS | WEIGHTED, mode)
+    else:
+        write_row_64(&row, job.n, FLOATS, mode)
 
 
 # A kernel reads job.x, and if it has them job.dy (rows, n) and job.weight (n,).

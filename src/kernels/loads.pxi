@@ -3,8 +3,8 @@
 
 from kernels.job cimport Job
 from kernels.simd cimport (
-    VEC, WIDE, load, load_part, narrow, narrow_part, splat, splat_wide, store, store_part, vec,
-    wide, widen, widen_part,
+    VEC, WIDE, load, load_part, narrow, narrow_part, splat, store, store_part, vec, wide, widen,
+    widen_part,
 )
 
 
@@ -29,11 +29,6 @@ cdef inline wide take(const float* source, Py_ssize_t count) noexcept nogil:
 cdef inline vec factor_vec(const Job* job, Py_ssize_t i, Py_ssize_t count) noexcept nogil:
     """Return weight_offset + weight, rounded to float32, for at most VEC elements from i on."""
     return take_vec(job.weight + i, count) + splat(job.offset32)
-
-
-cdef inline wide factor_at(const Job* job, Py_ssize_t i, Py_ssize_t count) noexcept nogil:
-    """Return weight_offset + weight for at most WIDE elements from i on."""
-    return splat_wide(job.weight_offset) + take(job.weight + i, count)
 
 
 cdef inline void put(float* target, wide value, Py_ssize_t count, bint accumulate) noexcept nogil:

@@ -172,6 +172,7 @@ cdef inline void scale_for_store(float* y, const float* x, Py_ssize_t x_stride,
     # Locals: stores to y may alias the job.
     cdef Py_ssize_t row, n = job.n, y_stride = job.y_stride, ahead_stride = job.x_stride
     cdef Scale by
+    cdef bint rounds
     by.weight, by.offset = job.weight, job.offset32
     for row in range(rows):
         # Streamed rows wait for memory, and gain nothing without the test: 1.06 of the time.
@@ -179,8 +180,9 @@ cdef inline void scale_for_store(float* y, const float* x, Py_ssize_t x_stride,
             by.inv_rms = <float>inv_rms[row] * LIFT if path == LIFTED else <float>inv_rms[row]
             scale_row(y, x, &by, n, ahead, path, mode)
         else:
-            scale_row_wide(y, x, inv_rms[row], job)
-            if path == FLOAT16_FIRST or path == BFLOAT16_FIRST:     # y is x / rms
+            rounds = path == FLOAT16_FIRST or path == BFLOAT16_FIRST
+            scale_in_float64(y, x, inv_rms[row], path != UNWEIGHTED and not rounds, job)
+            if rounds:
                 by.inv_rms = 1
                 scale_row(y, y, &by, n, ahead, path, mode)
         y += y_stride
@@ -225,27 +227,4 @@ cdef void scale_batch(float* y, const float* x, Py_ssize_t x_stride, const doubl
         scale_for_store(y, x, x_stride, inv_rms, ahead, rows, within, job, BFLOAT16_FIRST, STORE)
     else:
         for row in range(rows):
-            scale_row_wide(y + row * job.y_stride, x + row * x_stride, inv_rms[row], job)
-
-
-cdef inline void scale_wide(float* y, const float* x, Py_ssize_t i, Py_ssize_t count,
-                            wide inv_rms, const Job* job) noexcept nogil:
-    """Scale at most WIDE elements from i on, in float64."""
-    cdef wide value = take(x + i, count) * inv_rms
-    if job.weight != NULL and job.path < FLOAT16_FIRST:
-        value = value * factor_at(job, i, count)
-    put(y + i, value, count, job.store == ACCUMULATE)
-
-
-cdef void scale_row_wide(float* y, const float* x, double inv_rms, const Job* job) noexcept nogil:
-    """Scale a row in float64, rounded once; without the weight if x / rms is rounded before it.
-
-    y (n,) OUT, or IN-OUT to ACCUMULATE; x (n,) IN.
-    """
-    cdef wide inv = splat_wide(inv_rms)
-    cdef Py_ssize_t i = 0
-    while i + WIDE <= job.n:
-        scale_wide(y, x, i, WIDE, inv, job)
-        i += WIDE
-    if i < job.n:
-        scale_wide(y, x, i, job.n - i, inv, job)
+            scale_in_float64(y + row * job.y_stride, x + row * x_stride, inv_rms[row], True, job)

@@ -17,19 +17,19 @@ from machine.compiler cimport FLAGS
 include "kernels/loads.pxi"
 # gives sum_squares, add_and_sum_squares, fold; uses loads
 include "kernels/sums.pxi"
+# gives *_64, *_in_float64; uses loads, sums
+include "kernels/float64.pxi"
 # gives residual_add; uses loads
 include "kernels/add.pxi"
-# gives choose_path, invert, scale_batch, DISTANCE, LINE; uses loads
+# gives choose_path, invert, scale_batch, DISTANCE, LINE; uses loads, float64
 include "kernels/scale.pxi"
 # gives rms_norm, add_rms_norm, row_squares; uses add, sums, scale
 include "kernels/forward.pxi"
-# gives sum_batch, sum_row_wide, fits_float32, backward_path, Batch, *_DY; uses loads, sums, scale
+# gives sum_batch, fits_float32, backward_path, Batch, *_DY; uses loads, sums, scale
 include "kernels/backward_sums.pxi"
 # gives backward, backward_few, row_products, add_block, store_dweight;
-# uses loads, scale, backward_sums
+# uses loads, float64, scale, backward_sums
 include "kernels/backward.pxi"
-# gives *_64; uses sums
-include "kernels/float64.pxi"
 
 
 cdef void start(Job* job) noexcept nogil:
