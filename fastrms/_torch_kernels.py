@@ -12,6 +12,8 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack as function_modes
+from torch.utils._device import DeviceContext
 
 import fastrms
 
@@ -39,6 +41,7 @@ def keys(*names):
 PLAIN = {keys("CPU", "AutocastCPU"), keys("CPU", "AutocastCPU", "AutogradCPU", "ADInplaceOrView")}
 QUIET = {keys("BackendSelect"), keys("BackendSelect", "ADInplaceOrView")}
 tensor_keys, thread_keys = torch._C._dispatch_keys, torch._C._dispatch_tls_local_include_set
+function_mode_count = torch._C._len_torch_function_stack
 is_compiling = torch.compiler.is_dynamo_compiling
 is_exporting = getattr(torch.compiler, "is_exporting", bool)  # torch 2.4 does not have it
 
@@ -54,7 +57,7 @@ def takes(*tensors):
     if is_compiling():
         captured_otherwise = is_exporting() or torch._C._are_functorch_transforms_active()
         return not captured_otherwise and all(t is None or is_plain_fake(t) for t in tensors)
-    if thread_keys().raw_repr() not in QUIET:
+    if thread_keys().raw_repr() not in QUIET or (function_mode_count() and is_watched()):
         return False
     for t in tensors:
         if t is not None and not (
@@ -64,6 +67,14 @@ def takes(*tensors):
         ):
             return False
     return True
+
+
+def is_watched():
+    """Return whether a mode follows torch's functions, as some quantisers do to find the graph.
+
+    torch.set_default_device is such a mode too, but only cares where a tensor is made.
+    """
+    return any(type(mode) is not DeviceContext for mode in function_modes())
 
 
 def is_plain_fake(t):

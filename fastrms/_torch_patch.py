@@ -74,7 +74,12 @@ def check_model(model):
 
 
 def is_patched(module):
-    return type(type(module)).__name__ == "Patched"  # also by an earlier import of this module
+    """Return whether `patch` made the class of a module, perhaps in an earlier import.
+
+    It may also be a subclass that another tool made of such a class, as fully_shard does.
+    """
+    cls = type(module)
+    return type(cls).__name__ == "Patched" and "forward" in vars(cls)
 
 
 def has_weight_and_eps(module):
