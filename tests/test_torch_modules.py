@@ -75,6 +75,16 @@ def bench():
     return module
 
 
+@pytest.fixture
+def one_thread():
+    """Use one thread: with two, small steps wait for a busy machine."""
+    threads = torch.get_num_threads(), fastrms.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads[0])
+    fastrms.set_num_threads(threads[1])
+
+
 # Norms a layer: Llama has two, Qwen3 adds one each for queries and keys, Gemma 2 one each behind
 # attention and feed-forward, Gemma 3 has all six. Each model has one more at the end.
 NORMS = dict(llama=2, mistral=2, qwen2=2, qwen3=4, gemma=2, gemma2=4, gemma3_text=6)
@@ -120,12 +130,29 @@ def test_patched_bfloat16_model(bench, family):
     assert after < 1.1 * before
 
 
-def test_bench_prints_a_row_for_each_family(bench, capsys):
+@pytest.mark.parametrize("family", NORMS)
+@torch.no_grad()
+def test_greedy_tokens_of_a_bfloat16_model(bench, one_thread, family):
+    """They are the same wherever the two best logits differ by 2 ulp or more."""
+    transformers = pytest.importorskip("transformers")
+    model = bench.build(family, layers=2, width=128).bfloat16()
+    other = copy.deepcopy(model)
+    assert adapter.patch(other) == 2 * NORMS[family] + 1
+    caches = {each: transformers.DynamicCache(config=each.config) for each in (model, other)}
+    tokens, sure = bench.tokens(64), 0
+    for _ in range(16):  # the prompt, then a token at a time
+        logits, others = (m(tokens, cache=cache).logits.float() for m, cache in caches.items())
+        best, second = logits.topk(2).values.unbind(-1)
+        apart = best - second >= 2 * torch.finfo(torch.bfloat16).eps * 2 ** best.log2().floor()
+        assert torch.equal(logits.argmax(-1)[apart], others.argmax(-1)[apart])
+        sure += apart.sum().item()
+        tokens = logits[:, -1:].argmax(-1)
+    assert sure > 60  # of 79
+
+
+def test_bench_prints_a_row_for_each_family(bench, one_thread, capsys):
     assert set(bench.FAMILIES) == set(NORMS)
-    threads = torch.get_num_threads(), fastrms.get_num_threads()
     bench.main(["--layers", "1", "--width", "64", "--rounds", "1"])
-    torch.set_num_threads(threads[0])
-    fastrms.set_num_threads(threads[1])
     models, calls = capsys.readouterr().out.split("\nA call on rows of 64, ")
     rows = models.splitlines()[4:]
     assert [row.split(" | ")[0] for row in rows] == [f"| {family}" for family in bench.FAMILIES]
