@@ -1,40 +1,114 @@
-"""Compare transformers models before and after `fastrms.torch.patch`: python bench/torch_models.py
+"""Compare models before and after `fastrms.torch.patch`: python bench/torch_models.py
 
-One small model of each family, with random weights. The first table has the distance of logits and
-gradients from the same model in float64, and the times; the second the time of one call of the
-norm. They are the tables of docs/torch.md.
+Three tables, those of docs/torch.md: the time of one call of a norm; how far small models of
+several families are from float64; the time of two published shapes in bfloat16. All weights are
+random. Calls that are compared take turns, and their results are compared before the clock starts.
 """
 
 import argparse
 import copy
+from functools import partial
+from itertools import product
 from statistics import median
 from time import process_time
 
 import torch
 import transformers
+from torch.nn.functional import rms_norm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import fastrms
 import fastrms.torch
 
-
-def formula(x, weight):
-    """Return the norm as transformers' LlamaRMSNorm computes it."""
-    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
-
-
-NORMS = {
-    "fastrms.torch": fastrms.torch.rms_norm,
-    "F.rms_norm": lambda x, weight: torch.nn.functional.rms_norm(x, weight.shape, weight, 1e-5),
-    "formula": formula,
-}
-CALLS = 200  # of each norm in a turn
+SHAPES = ((1, 576), (1, 4096), (64, 1024), (256, 1024), (8192, 128))
+DTYPES = (torch.bfloat16, torch.float32)
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+LAYERS, WIDTH = 4, 1024  # of the families' models
+PROMPT = 64  # tokens
+MODELS = {  # as published, all layers
+    "SmolLM2-135M": dict(
+        family="llama",
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        head_dim=64,
+        vocab_size=49152,
+        tie_word_embeddings=True,
+    ),
+    "Qwen3-0.6B": dict(
+        family="qwen3",
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=151936,
+        tie_word_embeddings=True,
+    ),
+}
+
+
+def times(functions, rounds, calls=1):
+    """Return the CPU times of each function, in interleaved rounds after one that warms up."""
+    seconds = {name: [] for name in functions}
+    for turn in range(rounds + 1):
+        for name in functions if turn % 2 else reversed(functions):
+            start = process_time()
+            for _ in range(calls):
+                functions[name]()
+            if turn:
+                seconds[name].append((process_time() - start) / calls)
+    return seconds
+
+
+def patched_twin(model):
+    """Return a patched copy of a model, with the same parameters."""
+    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    assert fastrms.torch.patch(twin)
+    return twin
+
+
+# ---- one call ---------------------------------------------------------------------------------
+
+
+def price(rows, n, dtype, rounds):
+    """Return the best times in us by name: three norms without gradients, then with."""
+    own = LlamaRMSNorm(n, eps=1e-6).to(dtype)
+    patched = patched_twin(own)
+    x = torch.randn(rows, n, generator=torch.Generator().manual_seed(0)).to(dtype)
+    norms = {
+        "fastrms, patched": patched,
+        "LlamaRMSNorm": own,
+        "F.rms_norm": lambda x: rms_norm(x, (n,), own.weight, 1e-6),
+    }
+    with torch.no_grad():
+        ours, *others = (norm(x) for norm in norms.values())
+    assert all(torch.allclose(ours, other, rtol=2 * torch.finfo(dtype).eps) for other in others)
+
+    def infer(norm):
+        with torch.no_grad():
+            norm(x)
+
+    given = x.clone().requires_grad_(), own.weight
+
+    def train(norm):
+        torch.autograd.grad(norm(given[0]), given, x)
+
+    functions = {name: partial(infer, norm) for name, norm in norms.items()}
+    functions |= {f"{name}, with gradients": partial(train, norm) for name, norm in norms.items()}
+    found = times(functions, rounds, calls=max(1, 20000 // (rows * n)))
+    return {name: f"{min(seconds) * 1e6:.3g}" for name, seconds in found.items()}
+
+
+# ---- families ---------------------------------------------------------------------------------
 
 
 def build(family, layers, width):
-    """Return a model with random weights, also in the norms, whose own start is one or zero."""
-    torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(
+    """Return a small model of a family, in float32."""
+    return make(
         family,
         num_hidden_layers=layers,
         hidden_size=width,
@@ -43,9 +117,14 @@ def build(family, layers, width):
         num_key_value_heads=width // 64,
         head_dim=64,
         vocab_size=512,
-        pad_token_id=0,
     )
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def make(family, dtype=torch.float32, **config):
+    """Return a model with random weights, also in the norms, whose own start is one or zero."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(family, pad_token_id=0, **config)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
@@ -84,21 +163,7 @@ def parity(model, other, count=32):
     return [distance(train(each, count), exact) for each in (model, other)]
 
 
-def passes(model):
-    """Return the timed calls by name: forward passes, one with its backward, the norms alone."""
-    one, many = norms(model, 1), norms(model, 256)
-    return {
-        "1 token": lambda: infer(model, 1),
-        "its norms": lambda: [norm(x) for norm, x in one],
-        "256 tokens": lambda: infer(model, 256),
-        "their norms": lambda: [norm(x) for norm, x in many],
-        "256 tokens, trained": lambda: train(model, 256),
-    }
-
-
-@torch.no_grad()
-def infer(model, count):
-    model(tokens(count))
+# ---- end to end -------------------------------------------------------------------------------
 
 
 def norms(model, count):
@@ -109,84 +174,104 @@ def norms(model, count):
         for module in model.modules()
         if "RMSNorm" in type(module).__name__
     ]
-    infer(model, count)
+    with torch.no_grad():
+        model(tokens(count))
     for hook in hooks:
         hook.remove()
     return calls
 
 
-def cell(before, after, trained, rounds):
-    """Return the best CPU times and their ratio; ? if a median round took over 20 % more."""
-    seconds = [[], []]
-    for turn in range(rounds + 1):
-        for i in (0, 1) if turn % 2 else (1, 0):
-            start = process_time()
-            with torch.set_grad_enabled(trained):
-                (before, after)[i]()
-            if turn:  # the first round warms up
-                seconds[i].append(process_time() - start)
-    old, new = map(min, seconds)
-    mark = " ?" if any(median(each) > 1.2 * min(each) for each in seconds) else ""
+def passes(model):
+    """Return the timed calls of a pass by its name: the model, and its norms alone."""
+    cache = transformers.DynamicCache(config=model.config)
+    model(tokens(PROMPT), cache=cache)
+
+    def prefill():
+        new = transformers.DynamicCache(config=model.config)
+        return model(tokens(PROMPT), cache=new, logits_to_keep=1).logits
+
+    def decode():
+        logits = model(tokens(1), cache=cache).logits
+        cache.crop(-1)
+        return logits
+
+    many, one = norms(model, PROMPT), norms(model, 1)
+    return {
+        f"{PROMPT} tokens": (prefill, lambda: [norm(x) for norm, x in many]),
+        "1 token": (decode, lambda: [norm(x) for norm, x in one]),
+    }
+
+
+@torch.no_grad()
+def end_to_end(model, rounds):
+    """Return a list of cells for each pass: its name, the times of the model and of its norms."""
+    both, rows = (passes(model), passes(patched_twin(model))), []
+    for (name, before), after in zip(both[0].items(), both[1].values(), strict=True):
+        assert far(after[0](), before[0]().double()) < 0.02
+        turns = rounds if name != "1 token" else 5 * rounds  # which is short
+        seconds = list(times(dict(enumerate((*before, *after))), turns).values())
+        shares = [f"{min(seconds[i + 1]) / min(seconds[i]):.1%}" for i in (0, 2)]
+        cells = cell(seconds[0], seconds[2]), cell(seconds[1], seconds[3])
+        rows.append([name, *cells, " -> ".join(shares)])
+    return rows
+
+
+def cell(before, after):
+    """Return the best times and their ratio; ? if a median round took over 20 % more."""
+    old, new = min(before), min(after)
+    mark = " ?" if any(median(each) > 1.2 * min(each) for each in (before, after)) else ""
     return f"{old * 1e3:.3g} -> {new * 1e3:.3g} ms, {old / new:.2f}x{mark}"
 
 
-def call(norm, x, weight, trained):
-    """Run the norm, with its backward pass if it is trained."""
-    with torch.set_grad_enabled(trained):
-        y = norm(x, weight)
-    if trained:
-        torch.autograd.grad(y, (x, weight), x.detach())
+# ---- the tables -------------------------------------------------------------------------------
 
 
-def price(rows, rounds):
-    """Return the CPU times of a call on rows of 64, in us: each norm, then each with gradients."""
-    best = {(trained, name): float("inf") for trained in (False, True) for name in NORMS}
-    for _ in range(rounds):
-        for trained, name in best:
-            x = torch.randn(rows, 64, requires_grad=trained)
-            weight = torch.ones(64, requires_grad=trained)
-            start = process_time()
-            for _ in range(CALLS):
-                call(NORMS[name], x, weight, trained)
-            best[trained, name] = min(best[trained, name], process_time() - start)
-    return [f"{seconds / CALLS * 1e6:.3g}" for seconds in best.values()]
-
-
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=9)
-    args = parser.parse_args(arguments)
-    # CPU time on one thread does not depend on what else runs on the machine.
-    torch.set_num_threads(1)
-    fastrms.set_num_threads(1)
-    print(
-        f"{args.layers} layers of {args.width}, 1 thread, CPU time; torch {torch.__version__}, "
-        f"transformers {transformers.__version__}; best of {args.rounds} rounds\n"
-    )
-    for i, family in enumerate(FAMILIES):
-        model = build(family, args.layers, args.width)
-        other = copy.deepcopy(model)
-        count = fastrms.torch.patch(other)
-        distances = [
-            f"{old:.1e} -> {new:.1e}" for old, new in zip(*parity(model, other), strict=True)
-        ]
-        before, after = passes(model), passes(other)
-        cells = [cell(before[n], after[n], "trained" in n, args.rounds) for n in before]
-        if i == 0:
-            row("model", "norms", "logits, before -> after", "gradients", *before)
-            row(*["---"] * (4 + len(before)))
-        row(family, count, *distances, *cells)
-    print(f"\nA call on rows of 64, in us of CPU time, 1 thread; best of {args.rounds} rounds\n")
-    row("rows", *NORMS, *(f"{name}, with gradients" for name in NORMS))
-    row(*["---"] * (1 + 2 * len(NORMS)))
-    for rows in (1, 16, 256, 4096):
-        row(rows, *price(rows, args.rounds))
+def table(title, *columns):
+    print(f"\n{title}\n")
+    row(*columns)
+    row(*["---"] * len(columns))
 
 
 def row(*cells):
     print("|", " | ".join(map(str, cells)), "|", flush=True)
+
+
+def arrows(pair):
+    """Return the cells of two models' distances."""
+    return [f"{old:.1e} -> {new:.1e}" for old, new in zip(*pair, strict=True)]
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9, help="for a call, 20 times as many")
+    rounds = parser.parse_args(arguments).rounds
+    # CPU time on one thread does not depend on what else runs on the machine.
+    torch.set_num_threads(1)
+    fastrms.set_num_threads(1)
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"CPU time, 1 thread, best of {rounds} rounds, {20 * rounds} for calls; {versions}")
+    for i, (dtype, (rows, n)) in enumerate(product(DTYPES, SHAPES)):
+        best = price(rows, n, dtype, 20 * rounds)
+        if i == 0:
+            table("A call, us", "dtype", "rows x n", *best)
+        row(str(dtype).removeprefix("torch."), f"{rows} x {n}", *best.values())
+    halves = "logits in bfloat16", "gradients in bfloat16"
+    table(
+        f"Distances from float64, {LAYERS} layers of {WIDTH}",
+        *("model", "norms", "logits in float32", "gradients in float32", *halves),
+    )
+    for family in FAMILIES:
+        model = build(family, LAYERS, WIDTH)
+        other = copy.deepcopy(model)
+        count = fastrms.torch.patch(other)
+        cells = arrows(parity(model, other))
+        row(family, count, *cells, *arrows(parity(model.bfloat16(), other.bfloat16())))
+    columns = "model", "norms", "pass", "the model", "its norms", "their share"
+    table("End to end in bfloat16", *columns)
+    for name, config in MODELS.items():
+        model = make(dtype=torch.bfloat16, **config)
+        for cells in end_to_end(model, rounds):
+            row(name, len(norms(model, 1)), *cells)
 
 
 if __name__ == "__main__":

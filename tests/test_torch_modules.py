@@ -150,18 +150,27 @@ def test_greedy_tokens_of_a_bfloat16_model(bench, one_thread, family):
     assert sure > 60  # of 79
 
 
-def test_bench_prints_a_row_for_each_family(bench, one_thread, capsys):
+def test_bench_prints_its_tables(bench, one_thread, capsys, monkeypatch):
     assert set(bench.FAMILIES) == set(NORMS)
-    bench.main(["--layers", "1", "--width", "64", "--rounds", "1"])
-    models, calls = capsys.readouterr().out.split("\nA call on rows of 64, ")
-    rows = models.splitlines()[4:]
-    assert [row.split(" | ")[0] for row in rows] == [f"| {family}" for family in bench.FAMILIES]
-    assert all(row.count(" ms, ") == 5 for row in rows)
-    prices = [row.strip("| ").split(" | ") for row in calls.splitlines()[4:]]
-    assert [price[0] for price in prices] == ["1", "16", "256", "4096"]
-    for _, *us in prices:
-        assert len(us) == 2 * len(bench.NORMS)
-        assert all(float(each) > 0 for each in us)
+    tiny = dict(num_hidden_layers=1, hidden_size=144, intermediate_size=64, vocab_size=512)
+    monkeypatch.setattr(bench, "LAYERS", 1)
+    monkeypatch.setattr(bench, "WIDTH", 64)
+    monkeypatch.setattr(bench, "SHAPES", ((1, 4096), (64, 512)))
+    monkeypatch.setattr(
+        bench, "MODELS", {name: config | tiny for name, config in bench.MODELS.items()}
+    )
+    bench.main(["--rounds", "1"])
+    calls, distances, whole = (
+        [line.strip("| ").split(" | ") for line in part.splitlines()[4:] if line]
+        for part in re.split("A call|Distances|End to end", capsys.readouterr().out)[1:]
+    )
+    assert [cells[:2] for cells in calls] == [
+        [dtype, shape] for dtype in ("bfloat16", "float32") for shape in ("1 x 4096", "64 x 512")
+    ]
+    assert all(float(us) > 0 for _, _, *times in calls for us in times)
+    assert [cells[:2] for cells in distances] == [[f, str(NORMS[f] + 1)] for f in bench.FAMILIES]
+    assert [cells[0] for cells in whole] == [name for name in bench.MODELS for _ in range(2)]
+    assert all(len(cells) == 6 and cells[-1].count("%") == 2 for cells in whole)
 
 
 def test_docs_blocks_run():

@@ -90,7 +90,9 @@ def dynamic(model, x):
 
 
 def fx_graph(model, x):
-    quantize_fx = pytest.importorskip("torch.ao.quantization.quantize_fx", reason="it is gone")
+    quantize_fx = pytest.importorskip(
+        "torch.ao.quantization.quantize_fx", reason="this torch has none"
+    )
     mapping = torch.ao.quantization.get_default_qconfig_mapping("x86")
     prepared = quantize_fx.prepare_fx(model, mapping, (x,))
     prepared(x)
