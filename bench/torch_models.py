@@ -88,19 +88,17 @@ def price(rows, n, dtype, rounds):
         ours, *others = (norm(x) for norm in norms.values())
     assert all(torch.allclose(ours, other, rtol=2 * torch.finfo(dtype).eps) for other in others)
 
-    def infer(norm):
-        with torch.no_grad():
-            norm(x)
-
     given = x.clone().requires_grad_(), own.weight
 
     def train(norm):
         torch.autograd.grad(norm(given[0]), given, x)
 
-    functions = {name: partial(infer, norm) for name, norm in norms.items()}
-    functions |= {f"{name}, with gradients": partial(train, norm) for name, norm in norms.items()}
-    found = times(functions, rounds, calls=max(1, 20000 // (rows * n)))
-    return {name: f"{min(seconds) * 1e6:.3g}" for name, seconds in found.items()}
+    calls = max(1, 20000 // (rows * n))
+    trained = {f"{name}, with gradients": partial(train, norm) for name, norm in norms.items()}
+    with torch.no_grad():
+        found = times({name: partial(norm, x) for name, norm in norms.items()}, rounds, calls)
+    found |= times(trained, rounds, calls)
+    return {name: digits(min(seconds) * 1e6) for name, seconds in found.items()}
 
 
 # ---- families ---------------------------------------------------------------------------------
@@ -205,14 +203,15 @@ def passes(model):
 @torch.no_grad()
 def end_to_end(model, rounds):
     """Return a list of cells for each pass: its name, the times of the model and of its norms."""
-    both, rows = (passes(model), passes(patched_twin(model))), []
-    for (name, before), after in zip(both[0].items(), both[1].values(), strict=True):
-        assert far(after[0](), before[0]().double()) < 0.02
-        turns = rounds if name != "1 token" else 5 * rounds  # which is short
-        seconds = list(times(dict(enumerate((*before, *after))), turns).values())
-        shares = [f"{min(seconds[i + 1]) / min(seconds[i]):.1%}" for i in (0, 2)]
-        cells = cell(seconds[0], seconds[2]), cell(seconds[1], seconds[3])
-        rows.append([name, *cells, " -> ".join(shares)])
+    before, after, rows = passes(model), passes(patched_twin(model)), []
+    for name in before:
+        (old, old_norms), (new, new_norms) = before[name], after[name]
+        assert far(new(), old().double()) < 0.02
+        turns = 5 * rounds if name == "1 token" else rounds  # a token is soon over
+        functions = old, old_norms, new, new_norms
+        old, old_norms, new, new_norms = times(dict(enumerate(functions)), turns).values()
+        shares = f"{min(old_norms) / min(old):.1%} -> {min(new_norms) / min(new):.1%}"
+        rows.append([name, cell(old, new), cell(old_norms, new_norms), shares])
     return rows
 
 
@@ -220,7 +219,7 @@ def cell(before, after):
     """Return the best times and their ratio; ? if a median round took over 20 % more."""
     old, new = min(before), min(after)
     mark = " ?" if any(median(each) > 1.2 * min(each) for each in (before, after)) else ""
-    return f"{old * 1e3:.3g} -> {new * 1e3:.3g} ms, {old / new:.2f}x{mark}"
+    return f"{digits(old * 1e3)} -> {digits(new * 1e3)} ms, {old / new:.2f}x{mark}"
 
 
 # ---- the tables -------------------------------------------------------------------------------
@@ -234,6 +233,10 @@ def table(title, *columns):
 
 def row(*cells):
     print("|", " | ".join(map(str, cells)), "|", flush=True)
+
+
+def digits(number):
+    return f"{number:,.0f}" if number > 100 else f"{number:.3g}"
 
 
 def arrows(pair):
