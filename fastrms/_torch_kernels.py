@@ -72,7 +72,7 @@ def takes(*tensors):
 def is_watched():
     """Return whether a mode follows torch's functions, as some quantisers do to find the graph.
 
-    torch.set_default_device is such a mode too, but only cares where a tensor is made.
+    The mode of torch.set_default_device only chooses where new tensors are made.
     """
     return any(type(mode) is not DeviceContext for mode in function_modes())
 

@@ -76,7 +76,7 @@ def check_model(model):
 def is_patched(module):
     """Return whether `patch` made the class of a module, perhaps in an earlier import.
 
-    It may also be a subclass that another tool made of such a class, as fully_shard does.
+    Other tools, such as fully_shard, give it a subclass of that class: then it is theirs.
     """
     cls = type(module)
     return type(cls).__name__ == "Patched" and "forward" in vars(cls)
