@@ -85,8 +85,8 @@ def test_qk_norm_is_in_place_and_leaves_v():
 
 def test_pre_norm_shows_what_the_next_branch_sees():
     values, _ = section("Pre-norm")
-    wanted = reference.rms_norm(values["out"], values["weight"])
-    np.testing.assert_allclose(values["next_x"], wanted, rtol=FLOAT32)
+    wanted = reference.rms_norm(values["out"], values["after"])
+    np.testing.assert_allclose(values["next_y"], wanted, rtol=FLOAT32)
 
 
 # --- the conventions table ---

@@ -27,10 +27,10 @@ def test_readme_blocks_run_in_order():
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
     # The last block is a residual block's backward: dx is added to a skip gradient of ones.
-    dx, _ = fastrms.reference.rms_norm_backward(names["dh"], names["residual"], names["weight"])
-    terms = dx_terms(names["dh"], names["residual"], names["weight"], 1e-5)
-    bound = DX * terms + np.spacing(np.abs(names["dskip"])) / 2
-    assert np.all(np.abs(names["dskip"] - (1 + dx)) <= bound)
+    inputs = names["dy"], names["out"], names["weight"]
+    dx, _ = fastrms.reference.rms_norm_backward(*inputs)
+    bound = DX * dx_terms(*inputs, 1e-5) + np.spacing(np.abs(names["dout"])) / 2
+    assert np.all(np.abs(names["dout"] - (1 + dx)) <= bound)
 
 
 def test_a_release_tells_its_address(tmp_path):

@@ -38,6 +38,7 @@ def groups(x, w):
 FORMULAS = {  # what each variable of a section's blocks must hold in the end
     "A function": {"y": lambda x, h, w, gate: norm(h + x, w), "h": lambda x, h, w, gate: h + x},
     "A class": {"y": lambda x, h, w, gate: norm(x)},
+    "A training loop": {"out": lambda x, h, w, gate: h + 0.5 * norm(h, w)},
     "An autograd engine": {"y.data": lambda x, h, w, gate: norm(x, w)},
     "Heads of q and k": {
         name: lambda x, h, w, gate: norm(x.reshape(5, 4, 16), w[:16], 1e-6) for name in "qy"
