@@ -215,4 +215,8 @@ def test_fsdp2_of_two_processes(tmp_path):
         subprocess.Popen([sys.executable, "-c", SHARDED, str(rank), "2", str(tmp_path / "store")])
         for rank in range(2)
     ]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    try:
+        assert [rank.wait(120) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:  # one that waits for the other's end
+            rank.kill()
