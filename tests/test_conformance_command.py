@@ -213,7 +213,7 @@ def test_an_exception_at_the_end_of_the_range_is_a_note(mine, capsys):
     assert main(["check", "--against", mine("by_hand"), *FEW]) == 0
     text = capsys.readouterr().out
     assert re.search(
-        r"^tiny +raises  ZeroDivisionError: float division by zero$", text, re.MULTILINE
+        r"^tiny +raises  ZeroDivisionError: (float )?division by zero$", text, re.MULTILINE
     )
     assert "- range: y is an exception from x = 2**-7" in text
 
