@@ -88,11 +88,11 @@ def summary(record):
     """Return the README's line: each op on one thread, beside the best of the others."""
     rows = [row for row in record["rows"] if row["threads"] == 1]
     found = {op: ratios(row for row in rows if row["op"] == op) for op in record["byte_models"]}
-    middle = ", ".join(f"{OPS[op].label} {median(found[op].values()):.2f}" for op in found)
+    shapes = max(map(len, found.values()))
+    middle = ", ".join(f"{median(found[op].values()):.2f} {OPS[op].label}" for op in found)
     return (
-        f"{measured(record)}, 1 thread: times the speed of the best of NumPy and "
-        f"{', '.join(record['peers']) or 'no peer'}, in the median of "
-        f"{max(map(len, found.values()))} shapes: {middle}."
+        f"Times as fast as the fastest of {', '.join(['NumPy', *record['peers']])} in each of "
+        f"{shapes} shapes, in the median, on one thread: {middle} ({measured(record)})."
     )
 
 

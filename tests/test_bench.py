@@ -312,7 +312,7 @@ def test_the_pages_are_made_from_a_record(tiny, tmp_path):
         assert text.endswith("\n<!-- bench:end -->\nafter\n")
         assert "old" not in text.splitlines()
         assert record["machine"]["cpu"] in text
-    assert "in the median of " in text
+    assert ", in the median, on one thread: " in text
     text = page.read_text()
     for line in ("| 1 thread | forward |", "| 2 threads | forward |"):
         assert text.count(line) == 2  # of each record
