@@ -172,7 +172,7 @@ cdef inline void gradient_for_store(Group* group, double* dweight, const Batch* 
                 and batch.fits_float32[r] and batch.fits_float32[r + 1])
         group.ends = last and r + pair == batch.count - 1
         if not batch.fits_float32[r]:
-            gradient_in_float64(dweight, batch.first + r, job)
+            gradient_in_float64(job, batch.first + r, batch.first + r + 1, dweight)
         elif pair:
             gradient_row(group, batch, r, job, weighted, mode, True)
         else:
@@ -223,13 +223,12 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
     """
     cdef Batch batch
     cdef Group group
-    cdef Py_ssize_t row, group_last
+    cdef Py_ssize_t group_last
     cdef double* dweight = NULL if sums == NULL else sums.dweight
     group.terms = NULL if sums == NULL else sums.group
     group.begins, group.padded = sums == NULL or sums.begins, True
     if job.squares != NULL:
-        for row in range(first, last):
-            gradient_in_float64(dweight, row, job)
+        gradient_in_float64(job, first, last, dweight)
         return
     memset(&batch, 0, sizeof(batch))
     while first < last:
@@ -268,9 +267,7 @@ cdef bint backward_few(const Job* job, void* dweight) noexcept nogil:
 cdef void row_products(const Job* job, Py_ssize_t first, Py_ssize_t last,
                        const GradientSums* _) noexcept nogil:
     """Sum g * x over rows. job.products (rows,) OUT; job.dy, job.x (rows, n), weight (n,) IN."""
-    cdef Py_ssize_t row
-    for row in range(first, last):
-        gradient_in_float64(NULL, row, job)
+    gradient_in_float64(job, first, last, NULL)
 
 
 cdef void add_block(double* dweight, const double* block, Py_ssize_t n) noexcept nogil:

@@ -278,12 +278,13 @@ cdef inline void run_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
             round_and_weigh_64(job, first, last)
 
 
-cdef void gradient_in_float64(double* dweight, Py_ssize_t row, const Job* job) noexcept nogil:
-    """Both phases of a row of floats; of a split row, or without dx, one. dweight (n,) IN-OUT, to
-    the end of its last line, or NULL; else as in backward_64."""
+cdef void gradient_in_float64(const Job* job, Py_ssize_t first, Py_ssize_t last,
+                              double* dweight) noexcept nogil:
+    """Both phases of rows of floats; of split rows, or without dx, one. dweight (n,) IN-OUT, to the
+    end of its last line, or NULL; else as in backward_64."""
     cdef GradientSums sums
     sums.dweight = dweight
-    run_64(job, row, row + 1, &sums, BACKWARD | FLOATS)
+    run_64(job, first, last, &sums, BACKWARD | FLOATS)
 
 
 cdef void scale_in_float64(float* y, const float* x, double inv_rms, bint weighs,
