@@ -23,14 +23,16 @@ PUBLIC = [getattr(fastrms, name) for name in MATRICES]
 def test_readme_blocks_run_in_order():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 2
+    *before, last = "".join(blocks).splitlines()
     names = {}
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
-    # The last block is a residual block's backward: dx is added to a skip gradient of ones.
-    inputs = names["dy"], names["out"], names["weight"]
+    exec("\n".join(before), names)
+    # The last line adds dx to the skip path's gradient.
+    skip, inputs = names["dout"].copy(), (names["dy"], names["h"], names["weight"])
+    exec(last, names)
     dx, _ = fastrms.reference.rms_norm_backward(*inputs)
-    bound = DX * dx_terms(*inputs, 1e-5) + np.spacing(np.abs(names["dout"])) / 2
-    assert np.all(np.abs(names["dout"] - (1 + dx)) <= bound)
+    bound = DX * dx_terms(*inputs, 1e-5) + np.spacing(np.abs(names["dh"])) / 2
+    assert names["dh"] is names["dout"]
+    assert np.all(np.abs(names["dh"] - (skip + dx)) <= bound)
 
 
 def test_a_release_tells_its_address(tmp_path):

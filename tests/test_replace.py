@@ -38,7 +38,6 @@ def groups(x, w):
 FORMULAS = {  # what each variable of a section's blocks must hold in the end
     "A function": {"y": lambda x, h, w, gate: norm(h + x, w), "h": lambda x, h, w, gate: h + x},
     "A class": {"y": lambda x, h, w, gate: norm(x)},
-    "A training loop": {"out": lambda x, h, w, gate: h + 0.5 * norm(h, w)},
     "An autograd engine": {"y.data": lambda x, h, w, gate: norm(x, w)},
     "Heads of q and k": {
         name: lambda x, h, w, gate: norm(x.reshape(5, 4, 16), w[:16], 1e-6) for name in "qy"
@@ -67,15 +66,15 @@ def test_a_block_computes_its_formula(title):
         assert got.dtype == np.float32
 
 
-def gradients(x, w, dy):
-    """Return dx and dweight of sum(dy * norm(x, w)) by central differences, good to 1e-8."""
+def gradients(loss, *arrays):
+    """Return the gradient of loss() in each of the arrays that it reads, good to 1e-8."""
     found = []
-    for array in (x, w):
+    for array in arrays:
         gradient = np.empty_like(array)
         for i in np.ndindex(array.shape):
             here, ends = array[i], []
             for array[i] in (here + 1e-6, here - 1e-6):
-                ends.append(np.sum(dy * norm(x, w)))
+                ends.append(loss())
             array[i] = here
             gradient[i] = (ends[0] - ends[1]) / 2e-6
         found.append(gradient)
@@ -84,19 +83,33 @@ def gradients(x, w, dy):
 
 def test_gradients_are_those_of_the_formula():
     values, given = section("A class")
-    dx, dweight = gradients(given["x"], np.ones(64), given["dy"])
+    x, w, dy = given["x"], np.ones(64), given["dy"]
+    dx, dweight = gradients(lambda: np.sum(dy * norm(x, w)), x, w)
     np.testing.assert_allclose(values["dx"], dx, atol=1e-5)
     np.testing.assert_allclose(values["layer"].gradient, dweight, atol=1e-5)
 
     values, given = section("An autograd engine")
-    dx, dweight = gradients(given["x"], given["w"], given["dy"])
+    x, w, dy = given["x"], given["w"], given["dy"]
+    dx, dweight = gradients(lambda: np.sum(dy * norm(x, w)), x, w)
     np.testing.assert_allclose(values["tensors"][0].grad, dx, atol=1e-5)
     np.testing.assert_allclose(values["tensors"][1].grad, dweight, atol=1e-5)
 
+
+def test_gradients_of_a_training_loop():
     values, given = section("A training loop")
-    dx, dweight = gradients(given["h"], given["w"], 0.5 * given["dy"])
-    np.testing.assert_allclose(values["dh"], given["dy"] + dx, atol=1e-5)
-    np.testing.assert_allclose(values["dweight"], dweight, atol=1e-5)
+    h, w = given["h"], given["w"]
+    up, down = (values[name].astype(np.float64) for name in ("up", "down"))
+
+    def loss():
+        return np.sum(h + np.maximum(norm(h, w) @ up, 0) @ down)
+
+    np.testing.assert_allclose(np.sum(values["out"]), loss(), rtol=1e-5)
+    names = "dh", "dw", "ddown", "dup"
+    some = h, w, down[:9, :9], up[:9, :9]  # views: enough of the matrices
+    for name, gradient in zip(names, gradients(loss, *some), strict=True):
+        found = values[name][tuple(map(slice, gradient.shape))]
+        twice = 1 if name == "dh" else 2  # summed over two micro-batches
+        np.testing.assert_allclose(found, twice * gradient, atol=2e-5)
 
 
 def test_nothing_becomes_float64():
