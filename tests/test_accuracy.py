@@ -3,7 +3,7 @@
 The oracle is float64, whose own error, 2**-29 ulp of float32 at most, is negligible.
 """
 
-from typing import NamedTuple
+import itertools
 
 import numpy as np
 import pytest
@@ -42,33 +42,6 @@ SCALES = (1e-45, 1e-38, 1e-30, 1e-19, 1.0, 1e19, 1e30, 3e37)
 WEIGHTS = ("none", "weight", "offset")
 
 
-class Case(NamedTuple):
-    """One shape of the grid: the inputs, read-only, and the exact results."""
-
-    x: np.ndarray
-    dy: np.ndarray
-    residual: np.ndarray
-    weight: np.ndarray
-    y: np.ndarray
-    dx: np.ndarray
-    dweight: np.ndarray
-
-
-@pytest.fixture(scope="module", params=GRID, ids="{0[0]}x{0[1]}".format)
-def case(request):
-    """Compute the reference once for each shape, for all the tests that use it."""
-    rng = np.random.default_rng(request.param)
-    shape = request.param
-    x, dy, residual = (rng.standard_normal(shape, dtype=np.float32) for _ in range(3))
-    weight = rng.standard_normal(shape[-1:], dtype=np.float32)
-    y = reference.rms_norm(x, weight)
-    dx, dweight = reference.rms_norm_backward(dy, x, weight)
-    case = Case(x, dy, residual, weight, y, dx, dweight)
-    for array in case:
-        array.setflags(write=False)
-    return case
-
-
 def _with_outlier(rows):
     rows[..., rows.shape[-1] // 2] *= 1e6
     return rows
@@ -101,28 +74,17 @@ def _assert_backward(dx, dweight, dy, x, weight, eps, weight_offset=0.0):
         assert dweight_error(dweight, exact_dweight, dy, x, eps) <= DWEIGHT
 
 
-def test_grid_forward(case, way):
-    assert ulps(fastrms.rms_norm(case.x, case.weight), case.y) <= FORWARD_ULP
-
-
-def test_grid_backward(case, way):
-    dx, dweight = fastrms.rms_norm_backward(case.dy, case.x, case.weight)
-    assert dx_error(dx, case.dx, case.dy, case.x, case.weight, 1e-5) <= DX
-    assert dweight_error(dweight, case.dweight, case.dy, case.x, 1e-5) <= DWEIGHT
-
-
-def test_grid_add_rms_norm(case, way):
-    residual = case.residual.copy()
-    y = fastrms.add_rms_norm(case.x, residual, case.weight)
-    stream = np.add(case.residual, case.x)
+@pytest.mark.parametrize("shape", GRID, ids="{0[0]}x{0[1]}".format)
+def test_grid(way, draw, shape):
+    x, dy, residual, weight = draw(*shape), draw(*shape), draw(*shape), draw(shape[1])
+    stream, added = np.add(residual, x), residual.copy()
+    y = fastrms.rms_norm(x, weight)
+    assert ulps(y, reference.rms_norm(x, weight)) <= FORWARD_ULP
+    _assert_backward(*fastrms.rms_norm_backward(dy, x, weight), dy, x, weight, 1e-5)
+    assert fastrms.residual_add(x, added).tobytes() == stream.tobytes()
+    y = fastrms.add_rms_norm(x, residual, weight)
     assert residual.tobytes() == stream.tobytes()
-    assert ulps(y, reference.rms_norm(stream, case.weight)) <= FORWARD_ULP
-
-
-def test_grid_residual_add(case, way):
-    residual = case.residual.copy()
-    fastrms.residual_add(case.x, residual)
-    assert residual.tobytes() == np.add(case.residual, case.x).tobytes()
+    assert ulps(y, reference.rms_norm(stream, weight)) <= FORWARD_ULP
 
 
 def test_large_forward(rng, threads):
@@ -135,19 +97,18 @@ def test_large_forward(rng, threads):
 
 
 @pytest.mark.parametrize("n", [33, 4099])
-@pytest.mark.parametrize("kind", WEIGHTS)
-@pytest.mark.parametrize("eps", [0.0, 1e-5])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_distributions(way, rng, distribution, scale, eps, kind, n):
-    x = _sample(rng, distribution, (3, n), scale)
-    dy = rng.standard_normal(x.shape, dtype=np.float32)
-    weight, weight_offset = _weight(rng, kind, n)
-    y = fastrms.rms_norm(x, weight, eps, weight_offset=weight_offset)
-    exact = reference.rms_norm(x, weight, eps, weight_offset=weight_offset)
-    assert ulps(y, exact) <= forward_ulp(weight, weight_offset)
-    dx, dweight = fastrms.rms_norm_backward(dy, x, weight, eps, weight_offset=weight_offset)
-    _assert_backward(dx, dweight, dy, x, weight, eps, weight_offset)
+def test_distributions(way, rng, distribution, scale, n):
+    for kind, eps in itertools.product(WEIGHTS, (0.0, 1e-5)):
+        x = _sample(rng, distribution, (3, n), scale)
+        dy = rng.standard_normal(x.shape, dtype=np.float32)
+        weight, weight_offset = _weight(rng, kind, n)
+        y = fastrms.rms_norm(x, weight, eps, weight_offset=weight_offset)
+        exact = reference.rms_norm(x, weight, eps, weight_offset=weight_offset)
+        assert ulps(y, exact) <= forward_ulp(weight, weight_offset)
+        dx, dweight = fastrms.rms_norm_backward(dy, x, weight, eps, weight_offset=weight_offset)
+        _assert_backward(dx, dweight, dy, x, weight, eps, weight_offset)
 
 
 @pytest.mark.parametrize("dy_scale", [1e-40, 1e-38, 1.0, 1e30, 1e37])

@@ -99,7 +99,7 @@ def test_instruction_sets_on_nan_and_inf(restore, draw, special):
     assert [key for key, results in seen.items() if results != first] == []
 
 
-def test_batch_and_position(isa, threads, shape, scaled, draw):
+def test_batch_and_position(way, shape, scaled, draw):
     """A row gives the same bits alone, in the batch, and in the reversed batch."""
     x, dy, weight = scaled(*shape), draw(*shape), draw(shape[-1])
     y = fastrms.rms_norm(x, weight)
@@ -131,7 +131,7 @@ def test_outliers_in_a_batch(isa, draw):
     assert [row for row in rows if fastrms.rms_norm(x[row]).tobytes() != y[row].tobytes()] == []
 
 
-def test_shape_of_the_batch(isa, threads, draw):
+def test_shape_of_the_batch(way, draw):
     """How the leading axes divide the rows changes no bit."""
     x, dy, weight = draw(120, 33), draw(120, 33), draw(33)
     y = fastrms.rms_norm(x, weight)
@@ -155,7 +155,7 @@ def test_alignment(isa, draw, offset):
     assert out.tobytes() == y.tobytes()
 
 
-def test_in_place(isa, threads, shape, scaled, draw):
+def test_in_place(way, shape, scaled, draw):
     x, dy, weight = scaled(*shape), draw(*shape), draw(shape[-1])
     y = fastrms.rms_norm(x, weight)
     dx, dweight = fastrms.rms_norm_backward(dy, x, weight)
@@ -167,7 +167,7 @@ def test_in_place(isa, threads, shape, scaled, draw):
         assert [result.tobytes() for result in results] == [dx.tobytes(), dweight.tobytes()]
 
 
-def test_out_of_place_into_a_buffer(isa, threads, shape, scaled, draw):
+def test_out_of_place_into_a_buffer(way, shape, scaled, draw):
     """A buffer that is passed receives the bits of a new result, whatever it held before."""
     x, dy, weight = scaled(*shape), draw(*shape), draw(shape[-1])
     out = np.full(shape, np.nan, np.float32)
@@ -179,7 +179,7 @@ def test_out_of_place_into_a_buffer(isa, threads, shape, scaled, draw):
 
 
 @pytest.mark.parametrize("into_x", [False, True])
-def test_fused_is_separate(isa, threads, shape, scaled, draw, into_x):
+def test_fused_is_separate(way, shape, scaled, draw, into_x):
     x, residual, weight = scaled(*shape), scaled(*shape), draw(shape[-1])
     stream = residual.copy()
     y = fastrms.rms_norm(fastrms.residual_add(x, stream), weight, 1e-6, weight_offset=1.0)
@@ -190,7 +190,7 @@ def test_fused_is_separate(isa, threads, shape, scaled, draw, into_x):
     assert fused.tobytes() == stream.tobytes()
 
 
-def test_residual_add_is_np_add(isa, threads, shape, scaled):
+def test_residual_add_is_np_add(way, shape, scaled):
     residual, x = scaled(*shape), scaled(*shape)
     with np.errstate(over="ignore"):
         expected = np.add(residual, x)
@@ -198,7 +198,7 @@ def test_residual_add_is_np_add(isa, threads, shape, scaled):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_accumulate_is_a_separate_add(isa, threads, shape, scaled, draw, weighted):
+def test_accumulate_is_a_separate_add(way, shape, scaled, draw, weighted):
     x, dy, skip = scaled(*shape), draw(*shape), draw(*shape)
     weight = draw(shape[-1]) if weighted else None
     with np.errstate(over="ignore"):  # a gradient of tiny rows overflows, and so does the sum
@@ -212,7 +212,7 @@ def test_accumulate_is_a_separate_add(isa, threads, shape, scaled, draw, weighte
 
 
 @pytest.mark.parametrize("passed", [("dx",), ("dweight",), ("dx", "dweight")], ids="+".join)
-def test_accumulate_into_the_buffers_that_are_passed(isa, threads, shape, draw, passed):
+def test_accumulate_into_the_buffers_that_are_passed(way, shape, draw, passed):
     """Add into the buffers that are passed; a gradient without a buffer is a new array."""
     x, dy, weight = draw(*shape), draw(*shape), draw(shape[-1])
     new = dict(zip(("dx", "dweight"), fastrms.rms_norm_backward(dy, x, weight), strict=True))
@@ -225,7 +225,7 @@ def test_accumulate_into_the_buffers_that_are_passed(isa, threads, shape, draw, 
 
 
 @pytest.mark.parametrize("name", ["dx", "dweight"])
-def test_accumulate_into_one_of_two(isa, threads, shape, draw, name):
+def test_accumulate_into_one_of_two(way, shape, draw, name):
     """Add into the named buffer alone; the other is overwritten."""
     x, dy, weight = draw(*shape), draw(*shape), draw(shape[-1])
     expected = dict(zip(("dx", "dweight"), fastrms.rms_norm_backward(dy, x, weight), strict=True))
@@ -243,7 +243,7 @@ def test_accumulate_onto_itself(isa, draw):
     assert fastrms.rms_norm(x, weight, out=x, accumulate=True).tobytes() == expected.tobytes()
 
 
-def test_dweight_sums_in_a_fixed_order(isa, threads, draw):
+def test_dweight_sums_in_a_fixed_order(way, draw):
     """Strides and a reused buffer do not change a sum over many blocks of rows."""
     x, dy, weight = draw(2053, 65), draw(2053, 65), draw(65)
     _, dweight = fastrms.rms_norm_backward(dy, x, weight)
@@ -254,7 +254,7 @@ def test_dweight_sums_in_a_fixed_order(isa, threads, draw):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_few_long_rows_have_the_bits_of_each_alone(isa, threads, draw, weighted):
+def test_few_long_rows_have_the_bits_of_each_alone(way, draw, weighted):
     """Without a weight they are split over threads, with one they need no blocks."""
     x, dy, weight = draw(3, 11_008), draw(3, 11_008), draw(11_008) if weighted else None
     dx, _ = fastrms.rms_norm_backward(dy, x, weight)
@@ -288,7 +288,7 @@ def _written_into(out, x, other, weight):
 @pytest.mark.parametrize("start", [0, 1, 16])
 @pytest.mark.parametrize("level", [0, 1 << 15, 1 << 24])
 @pytest.mark.parametrize(("stream_bytes", "fetches"), [(0, False), (0, True), (1 << 40, True)])
-def test_caches_change_no_bit(isa, caches, draw, rows, n, start, level, stream_bytes, fetches):
+def test_caches_change_no_bit(way, caches, draw, rows, n, start, level, stream_bytes, fetches):
     """Neither cache sizes nor streaming change a bit, and no store leaves the output."""
     x, other, weight = draw(rows, n), draw(rows, n), draw(n)
     caches(1 << 15, 1 << 40, False)

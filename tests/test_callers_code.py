@@ -4,6 +4,7 @@ Such a call must behave as if that code had run before it.
 """
 
 import gc
+import itertools
 import sys
 import threading
 
@@ -35,7 +36,7 @@ def _read_only(array):
     array.flags.writeable = False
 
 
-CHANGES = pytest.mark.parametrize("change", [_flat, _as_bytes, _read_only])
+CHANGES = [_flat, _as_bytes, _read_only]
 
 
 class Number:
@@ -109,22 +110,18 @@ def _check(function, arguments, changed, change, name, wrap):
     assert not left
 
 
-@CHANGES
-@pytest.mark.parametrize("shape", SHAPES)
+def _changes(function, name):
+    """Yield each shape, each group of the other matrices, and each change to make to them."""
+    others = [m for m in MATRICES[function] if m != name]
+    groups = [*([m] for m in others), others] if others else []
+    return itertools.product(SHAPES, groups, CHANGES)
+
+
 @pytest.mark.parametrize(("function", "name"), SCALARS)
-def test_number(arrays, function, name, shape, change):
-    arguments = arrays(function, *shape)
-    arguments[name] = VALUES[name]
-    matrices = MATRICES[function]
-    for changed in (*([m] for m in matrices), matrices):
-        _check(
-            function,
-            arguments,
-            changed,
-            change,
-            name,
-            lambda value, code: Number(value.item(), code),
-        )
+def test_number(arrays, function, name):
+    for shape, changed, change in _changes(function, name):
+        arguments = arrays(function, *shape) | {name: VALUES[name]}
+        _check(function, arguments, changed, change, name, lambda v, code: Number(v.item(), code))
 
 
 def _claims(value, code):
@@ -133,25 +130,17 @@ def _claims(value, code):
     return array
 
 
-@CHANGES
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("function", "name"), ARGUMENTS + SUM_ARGUMENTS)
-def test_subclass(arrays, function, name, shape, change):
-    others = [m for m in MATRICES[function] if m != name]
-    for changed in (*([m] for m in others), others):
-        if changed:
-            _check(function, arrays(function, *shape), changed, change, name, _claims)
+def test_subclass(arrays, function, name):
+    for shape, changed, change in _changes(function, name):
+        _check(function, arrays(function, *shape), changed, change, name, _claims)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="__buffer__ is new in 3.12")
-@CHANGES
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("function", "name"), ARGUMENTS)
-def test_exporter(arrays, function, name, shape, change):
-    others = [m for m in MATRICES[function] if m != name]
-    for changed in (*([m] for m in others), others):
-        if changed:
-            _check(function, arrays(function, *shape), changed, change, name, Exporter)
+def test_exporter(arrays, function, name):
+    for shape, changed, change in _changes(function, name):
+        _check(function, arrays(function, *shape), changed, change, name, Exporter)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

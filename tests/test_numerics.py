@@ -60,37 +60,24 @@ def case(family, request):
     return _case(family, request.param)
 
 
-def test_forward_without_weight(case, way):
-    rows, (xhat, *_), _, _ = case
-    assert ulps(fastrms.rms_norm(rows.x, None, rows.eps), xhat) <= FORWARD_ULP_UNWEIGHTED
-
-
 def test_forward(case, way):
-    rows, (_, y, *_), _, _ = case
+    rows, (xhat, y, *_), shifted, (_, shifted_y, *_) = case
+    assert ulps(fastrms.rms_norm(rows.x, None, rows.eps), xhat) <= FORWARD_ULP_UNWEIGHTED
     assert ulps(fastrms.rms_norm(rows.x, rows.weight, rows.eps), y) <= FORWARD_ULP
-
-
-def test_forward_with_weight_offset(case, way):
-    _, _, rows, (_, y, *_) = case
-    result = fastrms.rms_norm(rows.x, rows.weight, rows.eps, weight_offset=1.0)
-    assert ulps(result, y) <= FORWARD_ULP_OFFSET
-
-
-def test_add_rms_norm(case, way):
-    """A residual of zeros makes the sum x itself, so the exact result is that of forward."""
-    rows, (_, y, *_), _, _ = case
+    # A residual of zeros makes the sum x itself.
     result = fastrms.add_rms_norm(rows.x, np.zeros_like(rows.x), rows.weight, rows.eps)
     assert ulps(result, y) <= FORWARD_ULP
+    result = fastrms.rms_norm(shifted.x, shifted.weight, shifted.eps, weight_offset=1.0)
+    assert ulps(result, shifted_y) <= FORWARD_ULP_OFFSET
 
 
-@pytest.mark.parametrize("weight_offset", [0.0, 1.0])
-def test_backward(case, way, weight_offset):
-    rows, results = case[2:] if weight_offset else case[:2]
-    dx, dweight = fastrms.rms_norm_backward(
-        rows.dy, rows.x, rows.weight, rows.eps, weight_offset=weight_offset
-    )
-    assert dx_error(dx, results[2], *rows, weight_offset) <= DX
-    assert dweight_error(dweight, results[3], rows.dy, rows.x, rows.eps) <= DWEIGHT
+def test_backward(case, way):
+    for rows, results, weight_offset in ((*case[:2], 0.0), (*case[2:], 1.0)):
+        dx, dweight = fastrms.rms_norm_backward(
+            rows.dy, rows.x, rows.weight, rows.eps, weight_offset=weight_offset
+        )
+        assert dx_error(dx, results[2], *rows, weight_offset) <= DX
+        assert dweight_error(dweight, results[3], rows.dy, rows.x, rows.eps) <= DWEIGHT
 
 
 def test_split_axis(case, way):
@@ -120,10 +107,10 @@ def test_counterexample_at_a_power_of_two(way, name):
     assert ulps(fastrms.rms_norm(x, weight, 0.0)[None], y) <= FORWARD_ULP
 
 
-@pytest.mark.parametrize(("size", "rows"), [(256.0, 20000), (128.0, 20000)])
-def test_outlier_pair_of_many_rows(way, size, rows):
+@pytest.mark.parametrize("size", [256.0, 128.0])
+def test_outlier_pair_of_many_rows(way, size):
     """Two channels dominate their row: one such row in 2000 used to exceed the bounds."""
-    rng = np.random.default_rng(SEED)
+    rng, rows = np.random.default_rng(SEED), 10_000
     x = rng.standard_normal((rows, 576), dtype=np.float32)
     x[:, 7] = size * rng.uniform(1, 1.1, rows)
     x[:, 133] = -x[:, 7]

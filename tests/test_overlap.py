@@ -87,21 +87,8 @@ def _views(first, second, how, memory):
     return views[::-1] if turned else views
 
 
-def _cases(function, outputs_only):
-    return [
-        (function, first, second, how)
-        for first, second in _pairs(function, outputs_only)
-        for how in _ways(first, second, outputs_only)
-    ]
-
-
-def _ways(first, second, outputs_only):
-    overlaps, _ = _overlaps(first, second)
-    return (*overlaps, *(BROADCAST if overlaps is TWO_MATRICES and not outputs_only else ()))
-
-
-INPUT_AND_OUTPUT = [(*case, accumulate) for f, accumulate in CALLS for case in _cases(f, False)]
-TWO_OUTPUTS = [case for f in FUNCTIONS for case in _cases(f, True)]
+INPUT_AND_OUTPUT = [(f, accumulate, *pair) for f, accumulate in CALLS for pair in _pairs(f, False)]
+TWO_OUTPUTS = [(f, *pair) for f in FUNCTIONS for pair in _pairs(f, True)]
 
 
 @pytest.fixture
@@ -119,30 +106,33 @@ def _call(function, arguments, accumulate):
     getattr(fastrms, function)(**arguments, **options)
 
 
-@pytest.mark.parametrize(("function", "source", "output", "how", "accumulate"), INPUT_AND_OUTPUT)
-def test_input_and_output(way, draw, separate, function, source, output, how, accumulate):
+@pytest.mark.parametrize(("function", "accumulate", "source", "output"), INPUT_AND_OUTPUT)
+def test_input_and_output(way, draw, separate, function, accumulate, source, output):
     """Compare the whole memory with that after a call on copies whose output is written back."""
-    memory = draw(MEMORY)
-    arguments = separate(function)
-    arguments[source], arguments[output] = _views(source, output, how, memory)
-    expected = _copies(arguments)
-    _call(function, expected, accumulate)
-    expected_memory = memory.copy()
-    _views(source, output, how, expected_memory)[1][...] = expected[output]
-    _call(function, arguments, accumulate)
-    assert memory.tobytes() == expected_memory.tobytes()
-    for name in OUTPUTS[function]:
-        assert arguments[name].tobytes() == expected[name].tobytes()
+    overlaps, _ = _overlaps(source, output)
+    for how in (*overlaps, *(BROADCAST if overlaps is TWO_MATRICES else ())):
+        memory = draw(MEMORY)
+        arguments = separate(function)
+        arguments[source], arguments[output] = _views(source, output, how, memory)
+        expected = _copies(arguments)
+        _call(function, expected, accumulate)
+        expected_memory = memory.copy()
+        _views(source, output, how, expected_memory)[1][...] = expected[output]
+        _call(function, arguments, accumulate)
+        assert memory.tobytes() == expected_memory.tobytes(), how
+        for name in OUTPUTS[function]:
+            assert arguments[name].tobytes() == expected[name].tobytes(), how
 
 
-@pytest.mark.parametrize(("function", "first", "second", "how"), TWO_OUTPUTS)
-def test_two_outputs(draw, separate, unchanged, function, first, second, how):
-    memory = draw(MEMORY)
-    arguments = separate(function)
-    arguments[first], arguments[second] = _views(first, second, how, memory)
+@pytest.mark.parametrize(("function", "first", "second"), TWO_OUTPUTS)
+def test_two_outputs(draw, separate, unchanged, function, first, second):
     named = rf"(?=.*\b{first}\b)(?=.*\b{second}\b)"
-    with unchanged(memory, *arguments.values()), pytest.raises(ValueError, match=named):
-        getattr(fastrms, function)(**arguments)
+    for how in _overlaps(first, second)[0]:
+        memory = draw(MEMORY)
+        arguments = separate(function)
+        arguments[first], arguments[second] = _views(first, second, how, memory)
+        with unchanged(memory, *arguments.values()), pytest.raises(ValueError, match=named):
+            getattr(fastrms, function)(**arguments)
 
 
 @pytest.mark.parametrize(
