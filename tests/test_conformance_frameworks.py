@@ -23,11 +23,14 @@ def in_torch(torch):
 
 
 def in_jax(jax):
+    # Compiled once a shape; without jit, once a shape and operation.
+    @jax.jit
     def norm(x, weight, eps):
         wide = x.astype(jax.numpy.promote_types(x.dtype, "float32"))
         mean = (wide * wide).mean(-1, keepdims=True)
         return (wide * jax.lax.rsqrt(mean + eps) * weight).astype(x.dtype)
 
+    @jax.jit
     def backward(dy, x, weight, eps):
         return jax.vjp(lambda x, weight: norm(x, weight, eps), x, weight)[1](dy)
 

@@ -9,10 +9,9 @@ import fastrms  # noqa: E402
 import fastrms.numba  # noqa: E402
 
 from .signatures import ARGUMENTS_OF, OUTPUTS  # noqa: E402
-from .test_overlap import INPUT_AND_OUTPUT, MEMORY, TWO_OUTPUTS, N, _views  # noqa: E402
+from .test_overlap import MEMORY, N, _overlaps, _pairs, _views, _ways  # noqa: E402
 
 IN_PLACE = [("x", "out"), ("x", "residual"), ("x", "dx"), ("dy", "dx")]
-PAIRS = [case[:4] for case in INPUT_AND_OUTPUT if not case[4]] + TWO_OUTPUTS
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
@@ -42,9 +41,9 @@ CALLS = {f.__name__: f for f in (rms_norm, add_rms_norm, rms_norm_backward, resi
 @DTYPES
 @pytest.mark.parametrize("function", CALLS)
 def test_every_pair(draw, arrays, unchanged, function, dtype):
-    cases = [case for case in PAIRS if case[0] == function]
-    assert cases
-    for _, first, second, how in cases:
+    cases = [(*pair, how) for pair in _pairs(function, False) for how in _ways(*pair)]
+    cases += [(*pair, how) for pair in _pairs(function, True) for how in _overlaps(*pair)[0]]
+    for first, second, how in cases:
         memory = draw(MEMORY).astype(dtype)
         given = {name: value.astype(dtype) for name, value in arrays(function, N, N).items()}
         given[first], given[second] = views = _views(first, second, how, memory)

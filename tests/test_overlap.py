@@ -81,6 +81,11 @@ def _overlaps(first, second):
     return TWO_MATRICES, False
 
 
+def _ways(source, output):
+    overlaps, _ = _overlaps(source, output)
+    return (*overlaps, *(BROADCAST if overlaps is TWO_MATRICES else ()))
+
+
 def _views(first, second, how, memory):
     overlaps, turned = _overlaps(first, second)
     views = {**overlaps, **BROADCAST}[how](memory)
@@ -109,8 +114,7 @@ def _call(function, arguments, accumulate):
 @pytest.mark.parametrize(("function", "accumulate", "source", "output"), INPUT_AND_OUTPUT)
 def test_input_and_output(way, draw, separate, function, accumulate, source, output):
     """Compare the whole memory with that after a call on copies whose output is written back."""
-    overlaps, _ = _overlaps(source, output)
-    for how in (*overlaps, *(BROADCAST if overlaps is TWO_MATRICES else ())):
+    for how in _ways(source, output):
         memory = draw(MEMORY)
         arguments = separate(function)
         arguments[source], arguments[output] = _views(source, output, how, memory)
