@@ -3,6 +3,7 @@
 Skipped, with the reason, where gguf and tokenizers (or, for some, the peers) are not installed.
 """
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -33,6 +34,14 @@ def load_example():
 
 
 smollm2 = load_example()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """Parse the file once: it takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +127,8 @@ def test_a_seed_repeats_the_draw(model):
     assert draws[0] == draws[1] != draws[2]
 
 
-def test_prints_the_answer_then_one_line_of_figures(path, monkeypatch, capsys):
+def test_prints_the_answer_then_one_line_of_figures(model, monkeypatch, capsys):
+    monkeypatch.setattr(smollm2, "Model", lambda path: model)
     monkeypatch.setattr("sys.argv", ["smollm2.py", QUESTION, "--norm", "numpy"])
     smollm2.main()
     out, err = capsys.readouterr()
