@@ -1,5 +1,6 @@
 """Shared fixtures: instruction sets, thread counts, random data, checks that inputs are kept."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -90,6 +91,18 @@ def way(request, restore):
     isas, number = _core.available_isas(), zlib.crc32(request.node.name.encode())
     _core.use_isa(isas[number % len(isas)])
     fastrms.set_num_threads(1 + number // len(isas) % 3)
+
+
+@pytest.fixture(scope="module")
+def one_blas_thread():
+    """Use one BLAS thread: several spin while another process, or worker, has one of their CPUs."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"):
+        yield
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The depth study: gradients against finite differences, its claims measured, its command."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,6 +10,8 @@ import pytest
 from fastrms import reference
 from fastrms.demo import depth, show
 
+pytestmark = pytest.mark.usefixtures("one_blas_thread")
+
 BY_NAME = {design.name: design for design in depth.DESIGNS}
 # Central differences in float64 are off by h**2 and by 2**-53 / h: 1e-10 and 1e-11 with h = 1e-5.
 # A stack of 4 layers costs three more digits, ReLU kinks cost none at this step.
@@ -18,18 +19,6 @@ STEP, FINITE_DIFFERENCE = 1e-5, 1e-6
 # dx is within 1e-6 of its terms, of which dx is nearly the whole here, and a product with a 16-wide
 # float32 matrix within 2e-6 of its largest element; four layers of both stay within 1e-5.
 FLOAT32_STACK = 1e-5
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_blas_thread():
-    """Use one BLAS thread: a second one makes the study ten times slower on a busy machine."""
-    if importlib.util.find_spec("threadpoolctl") is None:
-        yield
-        return
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, "blas"):
-        yield
 
 
 def tiny(design, relu, layers=4, width=16, batch=3, gain=1.3):

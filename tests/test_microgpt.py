@@ -1,7 +1,6 @@
 """examples/microgpt.py: gradients against finite differences and torch, reproducible bits."""
 
 import dataclasses
-import importlib.util
 import itertools
 import os
 import subprocess
@@ -22,6 +21,8 @@ import microgpt_tools as tools  # noqa: E402
 
 sys.path.remove(str(EXAMPLES))
 
+pytestmark = pytest.mark.usefixtures("one_blas_thread")
+
 TEXT = (EXAMPLES / "microgpt.py").read_text("utf-8") * 2
 CHARS = tools.alphabet(TEXT)
 IDS = tools.encode(TEXT, CHARS)
@@ -32,18 +33,6 @@ VARIANTS = [
     for norm, residual, weights in itertools.product((True, False), (True, False), (True, False))
     if norm or not weights
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_blas_thread():
-    """Use one BLAS thread, as the script does: two workers with two BLAS threads each stall."""
-    if importlib.util.find_spec("threadpoolctl") is None:
-        yield
-        return
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, "blas"):
-        yield
 
 
 def name(config):
