@@ -104,7 +104,7 @@ def line(name, dtype, step):
 
 if __name__ == "__main__":
     fastrms.set_num_threads(1)
-    print("| program | dtype | threads | ms a step | norms | by fastrms | saved |")
+    print("| program | dtype | threads | ms a step | norms by formula | by fastrms | saved |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, sizes in MODELS.items():
         for tokens in (1, 256):

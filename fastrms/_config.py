@@ -1,5 +1,6 @@
 """Describe this installation: versions, compiler, instruction set, threads, folder of fastrms.h."""
 
+import os
 import platform
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -54,7 +55,7 @@ def _gather() -> dict[str, dict[str, Any]]:
         "fastrms": {"version": __version__},
         "build": {"compiler": build["compiler"], "flags": build["flags"]},
         "instruction set": {
-            "in use": build["isa"],
+            **_choice(build["isa"]),
             "available": ", ".join(build["isas"]),
             "vectors": _vectors(build["vector_floats"]),
         },
@@ -69,6 +70,15 @@ def _gather() -> dict[str, dict[str, Any]]:
             "machine": platform.machine(),
         },
     }
+
+
+def _choice(isa: str) -> dict[str, str]:
+    forward, plus, backward = isa.partition("+")
+    if isa == os.environ.get("FASTRMS_ISA"):
+        why = "FASTRMS_ISA"
+    else:
+        why = "the faster for each on Zen 4" if plus else "the widest that this CPU has"
+    return {"in use": forward, "in use for backward": backward or forward, "why": why}
 
 
 def _vectors(floats: int) -> str:

@@ -57,7 +57,7 @@ def get_num_threads():
 
 def build_info():
     """Return facts about this build, as a dict: compiler, flags, vector, instruction sets, pool."""
-    module = import_module(f"fastrms.{ISA_MODULES[current()]}")
+    module = import_module(f"fastrms.{ISA_MODULES[current().partition('+')[0]]}")
     return {
         "compiler": COMPILER.decode(),
         "flags": module.flags,

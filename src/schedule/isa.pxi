@@ -1,5 +1,5 @@
 # The choice of instruction set: one module of kernels for each, imported only after the CPU and the
-# operating system were asked. FASTRMS_ISA forces one.
+# operating system were asked. "v3+v4" is v3, but v4 for backward. FASTRMS_ISA forces a choice.
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,10 +10,11 @@ from kernels.job cimport Table
 from machine.cpu cimport cpu_halves_v4, cpu_has_v3, cpu_has_v4
 
 cdef dict ISA_MODULES = {"baseline": "_kernels_baseline", "v3": "_kernels_v3", "v4": "_kernels_v4"}
-# Other threads may read these two while one switches. A call that meets kernels of both sets gets
-# the same bits.
+# Other threads may read these while one switches. A call that meets kernels of both sets gets the
+# same bits.
 cdef const Table* kernels = NULL
-cdef int current_isa = 0        # index into ISA_MODULES
+cdef Table[2] mixed             # `kernels` points at it if backward has its own instruction set
+cdef str isa_in_use = ""
 
 
 def available_isas():
@@ -27,28 +28,46 @@ def available_isas():
 
 
 def preferred_isa():
-    """Return the fastest available instruction set.
+    """Return the fastest choice for `use_isa`.
 
-    Zen 4 halves a vector of AVX-512, and its conversions to float64 take four times as long: at
-    16 x 4096 v4 takes 1.17 times the time of v3 forward, 1.2 backward.
+    Zen 4 halves a vector of AVX-512, and its conversions to float64 take four times as long. v4
+    takes 1.14 to 1.28 times the time of v3 forward, but of backward, which converts less, 0.88 at
+    64 x 1024, 0.98 at 16 x 4096, 0.99 at 65536 x 128.
     """
     available = available_isas()
     if available[-1] == "v4" and cpu_halves_v4():
-        return available[-2]
+        return f"{available[-2]}+v4"
     return available[-1]
 
 
 def current():
-    """Return the name of the instruction set in use."""
-    return list(ISA_MODULES)[current_isa]
+    """Return the choice in use."""
+    return isa_in_use
 
 
 def use_isa(isa):
-    """Switch every later call to the kernels of one instruction set: for tests and measurements.
+    """Switch every later call to other kernels: for tests and measurements.
 
-    Raises ImportError if `isa` is unknown, was not compiled in, or does not run on this CPU.
+    isa is an instruction set, or two with a plus between them: "v3+v4" is v3, but v4 for backward.
+    Raises ImportError if one is unknown, was not compiled in, or does not run on this CPU.
     """
-    global kernels, current_isa
+    global kernels, isa_in_use
+    forward, plus, backward = isa.partition("+")
+    cdef const Table* tables = tables_of(forward)
+    cdef const Table* others
+    cdef int k
+    if plus:
+        others = tables_of(backward)
+        for k in range(2):
+            mixed[k] = tables[k]
+            mixed[k].backward, mixed[k].backward_few = others[k].backward, others[k].backward_few
+            mixed[k].row_products = others[k].row_products
+        tables = mixed
+    kernels, isa_in_use = tables, isa
+
+
+cdef const Table* tables_of(isa) except NULL:
+    """Return an instruction set's kernels for rows of float32 and of float64."""
     available = available_isas()
     if isa not in available:
         if isa not in ISA_MODULES:
@@ -59,5 +78,4 @@ def use_isa(isa):
             why = "does not run on this CPU"
         raise ImportError(f"FASTRMS_ISA: {isa!s} {why}; choose one of: {', '.join(available)}")
     module = import_module(f"fastrms.{ISA_MODULES[isa]}")
-    kernels = <const Table*>PyCapsule_GetPointer(module.table, "fastrms.kernels")
-    current_isa = list(ISA_MODULES).index(isa)
+    return <const Table*>PyCapsule_GetPointer(module.table, "fastrms.kernels")
