@@ -7,8 +7,7 @@
 # (n / 32 + 5) * 2**-53: for n = 2**20 that is 2**-14 u. No product overflows or underflows.
 
 from kernels.simd cimport (
-    LANES, VEC, WIDE, WIDES, add_product, load, splat_wide, store, total, vec, wide, widen,
-    widen_half,
+    LANES, VEC, WIDE, WIDES, add_product, splat_wide, total, vec, wide, widen_half,
 )
 
 
@@ -30,97 +29,70 @@ cdef inline double fold(wide* lanes, int parts) noexcept nogil:
     return total(lanes[0] + lanes[1] if parts > 1 else lanes[0])
 
 
-cdef inline void add_squares(wide* lanes, const float* x, int count) noexcept nogil:
-    """Add the squares of `count` floats, a multiple of WIDE, to as many lanes."""
-    cdef int k
-    cdef wide value
-    for k in range(count // WIDE):
-        value = widen(x + WIDE * k)
-        lanes[k] = add_product(lanes[k], value, value)
+cdef inline void add_squares(wide* lanes, float* residual, const float* x, Py_ssize_t i,
+                             Py_ssize_t count, int size, bint add) noexcept nogil:
+    """Add the squares of 0 < count <= size floats, from i on, to `size` lanes: those of x, or with
+    `add` those of residual + x, which is stored in residual.
+
+    Square the registers: reloading partial stores stalls on store forwarding (26 ns instead of 14
+    for n = 17, Zen 4).
+    """
+    cdef int k, h, lane
+    cdef vec value
+    cdef wide part
+    if add:
+        for k in range((size + VEC - 1) // VEC):
+            if count > VEC * k:
+                value = (take_vec(residual + i + VEC * k, count - VEC * k)
+                         + take_vec(x + i + VEC * k, count - VEC * k))
+                put_vec(residual + i + VEC * k, value, count - VEC * k)
+                for h in range(min(VEC, size) // WIDE):
+                    part, lane = widen_half(value, h), VEC // WIDE * k + h
+                    lanes[lane] = add_product(lanes[lane], part, part)
+    else:
+        for k in range(size // WIDE):
+            if count > WIDE * k:
+                part = take(x + i + WIDE * k, count - WIDE * k)
+                lanes[k] = add_product(lanes[k], part, part)
 
 
-cdef inline void add_last_squares(wide* lanes, const float* x, Py_ssize_t n) noexcept nogil:
-    """Add the squares of n < 32 floats: 16, 8 and at most 7, each to lanes of their own."""
-    cdef int k
-    cdef wide value
-    if n & 16:
-        add_squares(lanes, x, 16)
-    if n & 8:
-        add_squares(lanes + 16 // WIDE, x + (n & 16), 8)
-    for k in range(8 // WIDE):
-        if (n & 7) > WIDE * k:
-            value = take(x + (n & 24) + WIDE * k, (n & 7) - WIDE * k)
-            lanes[24 // WIDE + k] = add_product(lanes[24 // WIDE + k], value, value)
-
-
-cdef void sum_squares(double* squares, const float* x, Py_ssize_t stride, Py_ssize_t rows,
-                      Py_ssize_t n) noexcept nogil:
-    """Sum x**2 over each row. squares (rows,) OUT; x (rows, n) IN.
+cdef inline void sum_rows(double* squares, float* residual, const float* x,
+                          Py_ssize_t residual_stride, Py_ssize_t x_stride, Py_ssize_t rows,
+                          Py_ssize_t n, bint add) noexcept nogil:
+    """Sum the squares of each row.
 
     The loop over rows is here because GCC keeps lanes in registers only in inner loops.
     """
     cdef wide[WIDES] lanes
-    cdef Py_ssize_t row, i
+    cdef Py_ssize_t row, i, left
     cdef int k
     for row in range(rows):
         for k in range(WIDES):
             lanes[k] = splat_wide(0)
         i = 0
         while i + LANES <= n:
-            add_squares(lanes, x + i, LANES)
+            add_squares(lanes, residual, x, i, LANES, LANES, add)
             i += LANES
-        add_last_squares(lanes, x + i, n - i)
+        left = n - i
+        if left & 16:
+            add_squares(lanes, residual, x, i, 16, 16, add)
+        if left & 8:
+            add_squares(lanes + 16 // WIDE, residual, x, i + (left & 16), 8, 8, add)
+        if left & 7:
+            add_squares(lanes + 24 // WIDE, residual, x, i + (left & 24), left & 7, 8, add)
         squares[row] = fold(lanes, WIDES)
-        x += stride
+        residual += residual_stride
+        x += x_stride
 
 
-cdef inline void add_part(wide* lanes, float* residual, const float* x, Py_ssize_t count,
-                          int size) noexcept nogil:
-    """Add x to residual, 0 < count <= size floats, and the squares of the sums to `size` lanes.
-
-    Square the registers: reloading partial stores stalls on store forwarding (26 ns instead of 14
-    for n = 17, Zen 4).
-    """
-    cdef int k, h
-    cdef vec value
-    cdef wide part
-    for k in range((size + VEC - 1) // VEC):
-        if count > VEC * k:
-            value = (take_vec(residual + VEC * k, count - VEC * k)
-                     + take_vec(x + VEC * k, count - VEC * k))
-            put_vec(residual + VEC * k, value, min(<Py_ssize_t>VEC, count - VEC * k))
-            for h in range(min(VEC, size) // WIDE):
-                part = widen_half(value, h)
-                lanes[VEC // WIDE * k + h] = add_product(lanes[VEC // WIDE * k + h], part, part)
+cdef void sum_squares(double* squares, const float* x, Py_ssize_t stride, Py_ssize_t rows,
+                      Py_ssize_t n) noexcept nogil:
+    """Sum x**2 over each row. squares (rows,) OUT; x (rows, n) IN."""
+    sum_rows(squares, NULL, x, 0, stride, rows, n, False)
 
 
 cdef void add_and_sum_squares(double* squares, float* residual, const float* x,
                               Py_ssize_t residual_stride, Py_ssize_t x_stride, Py_ssize_t rows,
                               Py_ssize_t n) noexcept nogil:
     """Add x to residual, and sum its squares. squares (rows,) OUT; residual IN-OUT, x IN."""
-    cdef wide[WIDES] lanes
-    cdef wide part
-    cdef vec value
-    cdef Py_ssize_t row, i
-    cdef int k, h
-    for row in range(rows):
-        for k in range(WIDES):
-            lanes[k] = splat_wide(0)
-        i = 0
-        while i + LANES <= n:
-            for k in range(LANES // VEC):
-                value = load(residual + i + VEC * k) + load(x + i + VEC * k)
-                store(residual + i + VEC * k, value)
-                for h in range(VEC // WIDE):
-                    part = widen_half(value, h)
-                    lanes[VEC // WIDE * k + h] = add_product(lanes[VEC // WIDE * k + h], part, part)
-            i += LANES
-        if n & 16:
-            add_part(lanes, residual + i, x + i, 16, 16)
-        if n & 8:
-            add_part(lanes + 16 // WIDE, residual + i + (n & 16), x + i + (n & 16), 8, 8)
-        if n & 7:
-            add_part(lanes + 24 // WIDE, residual + i + (n & 24), x + i + (n & 24), n & 7, 8)
-        squares[row] = fold(lanes, WIDES)
-        residual += residual_stride
-        x += x_stride
+    sum_rows(squares, residual, x, residual_stride, x_stride, rows, n, True)
