@@ -9,8 +9,8 @@ from libc.string cimport memset
 
 from kernels.job cimport ACCUMULATE, FETCH, GROUP, STORE, STREAM, GradientSums, Job, Store
 from kernels.simd cimport (
-    VEC, WIDE, load, load_wide, narrow, root, splat, splat_wide, store, store_wide, stream,
-    stream_fence, vec, wide, widen,
+    VEC, WIDE, load_wide, narrow, root, splat, splat_wide, store_wide, stream_fence, vec, wide,
+    widen,
 )
 from machine.caches cimport floats_to_line, prefetch, prefetch_write
 
@@ -56,10 +56,12 @@ cdef inline Row row_of(const Batch* batch, Py_ssize_t r, const Job* job) noexcep
 
 
 cdef struct Group:          # of 8 rows, whose terms of dweight are added in float32
+    const float* weight     # (n,) IN
+    float offset
     float* terms            # (n,) IN-OUT, times LIFT_DY; NULL without a weight
     bint begins             # the next row or pair overwrites terms
     bint ends               # the next row or pair stores terms without LIFT_DY
-    bint padded             # terms have room to the end of their last line
+    bint padded             # terms have room for whole vectors: reloading partial ones would stall
 
 
 cdef inline vec gradient(vec* term, vec dy, vec x, vec factor, vec inv_rms, vec slope,
@@ -73,91 +75,79 @@ cdef inline vec gradient(vec* term, vec dy, vec x, vec factor, vec inv_rms, vec 
     return (dy * factor if weighted else dy) - x * slope
 
 
-cdef void gradient_edge(const Group* group, const Row* one, const Row* two, Py_ssize_t i,
-                        Py_ssize_t end, const Job* job, bint weighted, bint pair) noexcept nogil:
-    """Phase two in float32 for the floats [i, end) before or after whole vectors or lines."""
-    cdef vec factor = splat(0), sum = splat(0), value, term
-    cdef const Row* row
-    cdef Py_ssize_t count, room
-    cdef int number
-    while i < end:
-        count = min(<Py_ssize_t>VEC, end - i)
-        room = VEC if group.padded and job.n < 256 else count
-        if weighted:
-            factor = factor_vec(job, i, count) * splat(LOWER_DY)
-            sum = splat(0) if group.begins else take_vec(group.terms + i, room)
-        for number in range(1 + pair):
-            row = two if number else one
-            value = gradient(&term, take_vec(row.dy + i, count), take_vec(row.x + i, count),
-                             factor, splat(row.inv32), splat(row.slope32), weighted)
-            if job.store == ACCUMULATE:
-                value = take_vec(row.dx + i, count) + value
-            put_vec(row.dx + i, value, count)
-            sum = sum + term
-        if weighted:    # as whole vectors in short rows: reloading partial stores would stall
-            put_vec(group.terms + i, sum * splat(LOWER_DY) if group.ends else sum, room)
-        i += count
-
-
-cdef inline void gradient_vectors(const Group* group, const Row* one, const Row* two, Py_ssize_t i,
-                                  Py_ssize_t end, const Job* job, bint weighted, Store mode,
-                                  bint pair) noexcept nogil:
-    """Phase two in float32 for whole vectors, [i, end) of a row or of a pair of rows.
+cdef inline void gradient_vector(const Group* group, const Row* rows, Py_ssize_t i,
+                                 Py_ssize_t count, Py_ssize_t room, bint weighted, Store mode,
+                                 bint pair) noexcept nogil:
+    """Phase two in float32 for at most VEC floats from i on, of a row or of a pair of rows.
 
     A pair shares terms and weight; both its rows are loaded before either is stored, because rows a
     multiple of 4 KiB apart look alike to the store buffer. dx, terms (n,) OUT or IN-OUT.
     """
-    # Copies: no store through a pointer may alias them.
-    cdef Row a = one[0], b = two[0]
-    cdef Group sums = group[0]
-    cdef const float* weight = job.weight
-    cdef vec offset = splat(job.offset32), factor = splat(0), sum
-    cdef vec a_inv = splat(a.inv32), a_slope = splat(a.slope32), a_dy, a_x, a_term
-    cdef vec b_inv = splat(b.inv32), b_slope = splat(b.slope32), b_dy, b_x, b_term
+    cdef vec[2] dy, x
+    cdef vec factor = splat(0), sum = splat(0), dx, term
+    cdef int k
+    if weighted:
+        factor = (take_vec(group.weight + i, count) + splat(group.offset)) * splat(LOWER_DY)
+        sum = splat(0) if group.begins else take_vec(group.terms + i, room)
+    for k in range(1 + pair):
+        dy[k], x[k] = take_vec(rows[k].dy + i, count), take_vec(rows[k].x + i, count)
+    for k in range(1 + pair):
+        dx = gradient(&term, dy[k], x[k], factor, splat(rows[k].inv32), splat(rows[k].slope32),
+                      weighted)
+        sum = sum + term
+        write_vec(rows[k].dx + i, dx, count, mode)
+        if mode == STREAM:
+            prefetch(rows[k].dy + rows[k].dy_ahead + i)
+            prefetch(rows[k].x + rows[k].x_ahead + i)
+        elif mode == FETCH:
+            prefetch_write(rows[k].dx + i + DISTANCE)
+            prefetch(rows[k].dy + i + DISTANCE)
+            prefetch(rows[k].x + i + DISTANCE)
+    if weighted:
+        put_vec(group.terms + i, sum * splat(LOWER_DY) if group.ends else sum, room)
+
+
+cdef void gradient_edge(const Group* group, const Row* rows, Py_ssize_t i, Py_ssize_t end,
+                        bint weighted, bint accumulate, bint pair) noexcept nogil:
+    """Phase two in float32 for the floats [i, end) before or after whole vectors or lines."""
+    cdef Py_ssize_t count, room
+    cdef Store mode = ACCUMULATE if accumulate else STORE
     while i < end:
-        if weighted:
-            factor = (load(weight + i) + offset) * splat(LOWER_DY)
-            sum = splat(0) if sums.begins else load(sums.terms + i)
-        a_dy, a_x = load(a.dy + i), load(a.x + i)
+        count = min(<Py_ssize_t>VEC, end - i)
+        room = VEC if group.padded else count
         if pair:
-            b_dy, b_x = load(b.dy + i), load(b.x + i)
-        write(&a, i, gradient(&a_term, a_dy, a_x, factor, a_inv, a_slope, weighted), mode)
-        if pair:
-            write(&b, i, gradient(&b_term, b_dy, b_x, factor, b_inv, b_slope, weighted), mode)
-        if weighted:
-            sum = sum + a_term + b_term if pair else sum + a_term
-            store(sums.terms + i, sum * splat(LOWER_DY) if sums.ends else sum)
+            gradient_vector(group, rows, i, count, room, weighted, mode, True)
+        else:
+            gradient_vector(group, rows, i, count, room, weighted, mode, False)
+        i += count
+
+
+cdef inline void gradient_vectors(const Group* group, const Row* rows, Py_ssize_t i, Py_ssize_t end,
+                                  bint weighted, Store mode, bint pair) noexcept nogil:
+    """Phase two in float32 for whole vectors, [i, end) of a row or of a pair of rows."""
+    # Copies: no store through a pointer may alias them.
+    cdef Row[2] local
+    cdef Group shared = group[0]
+    local[0], local[1] = rows[0], rows[1]
+    while i < end:
+        gradient_vector(&shared, local, i, VEC, VEC, weighted, mode, pair)
         i += VEC
-
-
-cdef inline void write(const Row* row, Py_ssize_t i, vec value, Store mode) noexcept nogil:
-    if mode == STREAM:
-        stream(row.dx + i, value)
-        prefetch(row.dy + row.dy_ahead + i)
-        prefetch(row.x + row.x_ahead + i)
-    elif mode == ACCUMULATE:
-        store(row.dx + i, load(row.dx + i) + value)
-    else:
-        store(row.dx + i, value)
-    if mode == FETCH:
-        prefetch_write(row.dx + i + DISTANCE)
-        prefetch(row.dy + i + DISTANCE)
-        prefetch(row.x + i + DISTANCE)
 
 
 cdef inline void gradient_row(Group* group, const Batch* batch, Py_ssize_t r, const Job* job,
                               bint weighted, Store mode, bint pair) noexcept nogil:
     """Phase two in float32 for a row or a pair; stores to the first are line-aligned."""
     cdef Py_ssize_t n = job.n, i = 0, end, step = LINE if mode == STREAM else VEC
-    cdef Row one = row_of(batch, r, job), two = row_of(batch, r + 1 if pair else r, job)
+    cdef Row[2] rows
+    rows[0], rows[1] = row_of(batch, r, job), row_of(batch, r + pair, job)
     if n >= 256 or mode == STREAM:
-        i = min(<Py_ssize_t>floats_to_line(one.dx), n)
+        i = min(<Py_ssize_t>floats_to_line(rows[0].dx), n)
     end = i + (n - i) // step * step
     if i > 0:
-        gradient_edge(group, &one, &two, 0, i, job, weighted, pair)
-    gradient_vectors(group, &one, &two, i, end, job, weighted, mode, pair)
+        gradient_edge(group, rows, 0, i, weighted, mode == ACCUMULATE, pair)
+    gradient_vectors(group, rows, i, end, weighted, mode, pair)
     if end < n:
-        gradient_edge(group, &one, &two, end, n, job, weighted, pair)
+        gradient_edge(group, rows, end, n, weighted, mode == ACCUMULATE, pair)
     group.begins = False
 
 
@@ -196,6 +186,7 @@ cdef inline void gradient_for_weight(Group* group, double* dweight, const Batch*
 cdef void gradient_batch(Group* group, double* dweight, const Batch* batch, const Job* job,
                          bint last) noexcept nogil:
     """Phase two of a batch. last: it ends the group, and all its rows fit float32."""
+    group.weight, group.offset = job.weight, job.offset32
     if group.terms == NULL:
         gradient_for_weight(group, dweight, batch, job, False, last)
     else:
@@ -226,7 +217,7 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
     cdef Py_ssize_t group_last
     cdef double* dweight = NULL if sums == NULL else sums.dweight
     group.terms = NULL if sums == NULL else sums.group
-    group.begins, group.padded = sums == NULL or sums.begins, True
+    group.begins, group.padded = sums == NULL or sums.begins, job.n < 256
     if job.squares != NULL:
         gradient_in_float64(job, first, last, dweight)
         return

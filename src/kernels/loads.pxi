@@ -1,10 +1,10 @@
 # Loads and stores of up to a vector, where a row may end. For whole vectors `count` is a constant,
 # and the branch vanishes.
 
-from kernels.job cimport Job
+from kernels.job cimport ACCUMULATE, STREAM, Job, Store
 from kernels.simd cimport (
-    VEC, WIDE, load, load_part, narrow, narrow_part, splat, store, store_part, vec, wide, widen,
-    widen_part,
+    VEC, WIDE, load, load_part, narrow, narrow_part, splat, store, store_part, stream, vec,
+    wide, widen, widen_part,
 )
 
 
@@ -19,6 +19,16 @@ cdef inline void put_vec(float* target, vec value, Py_ssize_t count) noexcept no
         store(target, value)
     else:
         store_part(target, value, count)
+
+
+cdef inline void write_vec(float* target, vec value, Py_ssize_t count, Store mode) noexcept nogil:
+    """Write at most VEC floats of y or dx, to STREAM a whole vector."""
+    if mode == STREAM:
+        stream(target, value)
+    elif mode == ACCUMULATE:
+        put_vec(target, take_vec(target, count) + value, count)
+    else:
+        put_vec(target, value, count)
 
 
 cdef inline wide take(const float* source, Py_ssize_t count) noexcept nogil:

@@ -9,7 +9,7 @@ from kernels.job cimport (
 from kernels.kinds cimport FLOAT16, FLOAT32
 from kernels.simd cimport (
     LANES, VEC, WIDE, absolute, larger, largest, load, load_wide, root, round_bfloat16,
-    round_float16, splat, splat_wide, store_wide, stream, vec, wide,
+    round_float16, splat, splat_wide, store_wide, vec, wide,
 )
 from machine.caches cimport floats_to_line, prefetch, prefetch_write
 
@@ -121,14 +121,10 @@ cdef inline void scale_vector(float* y, const float* x, const float* ahead, cons
         value = value * (factor if path == PLAIN else factor + splat(by.offset))
     if path == LIFTED:
         value = value * splat(LOWER)
+    write_vec(y + i, value, count, mode)
     if mode == STREAM:
-        stream(y + i, value)
         prefetch(ahead + i)
-    elif mode == ACCUMULATE:
-        put_vec(y + i, take_vec(y + i, count) + value, count)
-    else:
-        put_vec(y + i, value, count)
-    if mode == FETCH:
+    elif mode == FETCH:
         prefetch_write(y + i + DISTANCE)
 
 

@@ -13,7 +13,7 @@ from kernels.kinds cimport convert_kind
 from kernels.simd cimport VEC
 from machine.compiler cimport FLAGS
 
-# gives take*, put*, factor_*; uses nothing
+# gives take*, put*, write_vec, factor_*; uses nothing
 include "kernels/loads.pxi"
 # gives sum_squares, add_and_sum_squares, fold; uses loads
 include "kernels/sums.pxi"
