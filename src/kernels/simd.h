@@ -17,13 +17,17 @@
 #include <arm_neon.h>
 #endif
 
+/* X86(name) is the intrinsic of that name for vectors of this width. */
 #if defined(VEC)  /* set by -DVEC: .ci/gates/plain */
 #elif defined(__AVX512F__)
 #define VEC 16
+#define X86(name) _mm512_##name
 #elif defined(__AVX__)
 #define VEC 8
+#define X86(name) _mm256_##name
 #elif defined(__GNUC__)
 #define VEC 4
+#define X86(name) _mm_##name
 #else
 #define VEC 1
 #endif
@@ -34,7 +38,6 @@ typedef float vec __attribute__((vector_size(VEC * 4)));
 typedef double wide __attribute__((vector_size(VEC * 4)));
 typedef float half __attribute__((vector_size(VEC * 2)));  /* converts to a wide */
 typedef uint32_t vec_bits __attribute__((vector_size(VEC * 4)));
-typedef int64_t wide_bits __attribute__((vector_size(VEC * 4)));
 /* At any address, and aliasing any type. */
 typedef float vec_at __attribute__((vector_size(VEC * 4), aligned(4), may_alias));
 typedef double wide_at __attribute__((vector_size(VEC * 4), aligned(8), may_alias));
@@ -56,56 +59,60 @@ static inline void store(float *to, vec value) { *(vec_at *)to = value; }
 static inline wide load_wide(const double *from) { return *(const wide_at *)from; }
 static inline void store_wide(double *to, wide value) { *(wide_at *)to = value; }
 
-/* Load WIDE floats as doubles; narrow rounds and stores them. By intrinsics, because GCC 12 splits
- * __builtin_convertvector into narrower conversions. */
-static inline wide widen(const float *from) {
+/* Return a half of a vec: number 0 or 1; only 0 if a vec is a single float. */
+static inline half half_of(vec value, int number) {
 #if defined(__AVX512F__)
-    return (wide)_mm512_cvtps_pd(_mm256_loadu_ps(from));
+    return number ? (half)_mm512_extractf64x4_pd((__m512d)value, 1)
+                  : (half)_mm512_castps512_ps256(value);
 #elif defined(__AVX__)
-    return (wide)_mm256_cvtps_pd(_mm_loadu_ps(from));
-#elif defined(__SSE2__)
-    return (wide)_mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)from)));
-#elif VEC > 1
-    return __builtin_convertvector(*(const half_at *)from, wide);
-#else
-    return *from;
-#endif
-}
-
-/* Widen a half of a vec: number 0 or 1; only 0 if a vec is a single float. */
-static inline wide widen_half(vec value, int number) {
-#if defined(__AVX512F__)
-    return (wide)_mm512_cvtps_pd(number ? (__m256)_mm512_extractf64x4_pd((__m512d)value, 1)
-                                        : _mm512_castps512_ps256((__m512)value));
-#elif defined(__AVX__)
-    return (wide)_mm256_cvtps_pd(number ? _mm256_extractf128_ps((__m256)value, 1)
-                                        : _mm256_castps256_ps128((__m256)value));
-#elif defined(__SSE2__)
-    return (wide)_mm_cvtps_pd(number ? _mm_movehl_ps((__m128)value, (__m128)value) : (__m128)value);
+    return number ? _mm256_extractf128_ps(value, 1) : _mm256_castps256_ps128(value);
 #else
     float values[VEC];
     store(values, value);
-    return widen(values + number * WIDE);
+    return *(const half_at *)(values + number * WIDE);
+#endif
+}
+
+/* By intrinsics, because GCC 12 splits __builtin_convertvector into narrower conversions. */
+static inline wide to_wide(half value) {
+#if defined(__AVX__)
+    return X86(cvtps_pd)(value);
+#elif VEC > 1
+    return __builtin_convertvector(value, wide);
+#else
+    return value;
+#endif
+}
+
+/* Load WIDE floats as doubles; narrow rounds and stores them. */
+static inline wide widen(const float *from) {
+#if VEC == 4 && defined(__SSE2__)
+    return _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)from)));
+#else
+    return to_wide(*(const half_at *)from);
+#endif
+}
+
+/* Widen a half of a vec, as half_of. */
+static inline wide widen_half(vec value, int number) {
+#if VEC == 4 && defined(__SSE2__)
+    return _mm_cvtps_pd(number ? _mm_movehl_ps(value, value) : (__m128)value);
+#else
+    return to_wide(half_of(value, number));
 #endif
 }
 
 /* Widen the sum of both halves of a vec of 16 floats. */
 static inline wide widen_folded(vec value) {
-#if defined(__AVX512F__)
-    return (wide)_mm512_cvtps_pd(_mm256_add_ps(_mm512_castps512_ps256((__m512)value),
-        (__m256)_mm512_extractf64x4_pd((__m512d)value, 1)));
-#else
-    return widen_half(value, 0);
-#endif
+    const half upper = half_of(value, VEC > 1);  /* first: GCC 12 then copies no register */
+    return to_wide(half_of(value, 0) + upper);
 }
 
 static inline void narrow(float *to, wide value) {
-#if defined(__AVX512F__)
-    _mm256_storeu_ps(to, _mm512_cvtpd_ps((__m512d)value));
-#elif defined(__AVX__)
-    _mm_storeu_ps(to, _mm256_cvtpd_ps((__m256d)value));
+#if defined(__AVX__)
+    *(half_at *)to = X86(cvtpd_ps)(value);
 #elif defined(__SSE2__)
-    _mm_storel_pi((__m64 *)to, _mm_cvtpd_ps((__m128d)value));
+    _mm_storel_pi((__m64 *)to, _mm_cvtpd_ps(value));
 #elif VEC > 1
     *(half_at *)to = __builtin_convertvector(value, half);
 #else
@@ -132,23 +139,16 @@ static inline vec load_part(const float *from, long count) {
 static inline void store_part(float *to, vec value, long count) {
     float values[VEC];
     store(values, value);
-#if VEC > 8
-    if (count & 8) memcpy(to, values, 32);
-#endif
-#if VEC > 4
-    if (count & 4) memcpy(to + (count & 8), values + (count & 8), 16);
-#endif
+    if (VEC > 8 && (count & 8)) memcpy(to, values, 32);
+    if (VEC > 4 && (count & 4)) memcpy(to + (count & 8), values + (count & 8), 16);
     if (count & 2) memcpy(to + (count & 12), values + (count & 12), 8);
     if (count & 1) to[count & 14] = values[count & 14];
 }
 
 /* Load the first `count` < WIDE floats as doubles, and zeros. */
 static inline wide widen_part(const float *from, long count) {
-#if defined(__AVX512F__)
-    return (wide)_mm512_maskz_cvtps_pd((__mmask8)((1u << count) - 1),
-        _mm512_castps512_ps256((__m512)load_part(from, count)));
-#elif defined(__AVX__)
-    return (wide)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)load_part(from, count)));
+#ifdef __AVX__
+    return widen_half(load_part(from, count), 0);
 #else
     float values[VEC];
     store(values, load_part(from, count));
@@ -158,14 +158,9 @@ static inline wide widen_part(const float *from, long count) {
 
 /* Keep the first `count` < WIDE doubles; zero the rest, NaNs included. */
 static inline wide keep_part(wide value, long count) {
-#if VEC > 1
-    static const float ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
-    const wide_bits kept = widen_part(ones, count) > splat_wide(0);
-    return (wide)((wide_bits)value & kept);
-#else
-    (void)count;
-    return value;
-#endif
+    double values[WIDE];
+    store_wide(values, value);
+    return (wide)load_part((const float *)values, 2 * count);
 }
 
 static inline void narrow_part(float *to, wide value, long count) {
@@ -176,12 +171,8 @@ static inline void narrow_part(float *to, wide value, long count) {
 
 /* Store past the caches, without reading the line first; `to` is aligned to the vector. */
 static inline void stream(float *to, vec value) {
-#if defined(__AVX512F__)
-    _mm512_stream_ps(to, (__m512)value);
-#elif defined(__AVX__)
-    _mm256_stream_ps(to, (__m256)value);
-#elif defined(__SSE2__)
-    _mm_stream_ps(to, (__m128)value);
+#ifdef __SSE2__
+    X86(stream_ps)(to, value);
 #else
     store(to, value);
 #endif
@@ -196,10 +187,8 @@ static inline void stream_fence(void) {
 
 /* sum + a * b, where a and b hold floats: the product is exact, so fusing changes no bit. */
 static inline wide add_product(wide sum, wide a, wide b) {
-#if defined(__AVX512F__)
-    return (wide)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum);
-#elif defined(__FMA__)
-    return (wide)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)sum);
+#if defined(__AVX512F__) || defined(__FMA__)
+    return X86(fmadd_pd)(a, b, sum);
 #elif defined(__aarch64__)
     return (wide)vfmaq_f64((float64x2_t)sum, (float64x2_t)a, (float64x2_t)b);
 #else
@@ -208,10 +197,8 @@ static inline wide add_product(wide sum, wide a, wide b) {
 }
 
 static inline wide root(wide value) {
-#if defined(__AVX512F__)
-    return (wide)_mm512_sqrt_pd((__m512d)value);
-#elif defined(__AVX__)
-    return (wide)_mm256_sqrt_pd((__m256d)value);
+#ifdef __SSE2__
+    return X86(sqrt_pd)(value);
 #else
     double values[WIDE];
     store_wide(values, value);
@@ -231,10 +218,8 @@ static inline vec round_bfloat16(vec value) {
 }
 
 static inline vec round_float16(vec value) {
-#if defined(__AVX512F__)
-    return (vec)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)value, 0));
-#elif defined(__F16C__)
-    return (vec)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)value, 0));
+#ifdef __F16C__
+    return X86(cvtph_ps)(X86(cvtps_ph)(value, 0));
 #else
     float values[VEC];
     store(values, value);
@@ -247,10 +232,10 @@ static inline vec round_float16(vec value) {
 static inline double total(wide value) {
 #if defined(__AVX__)
 #if defined(__AVX512F__)
-    const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)value),
-                                       _mm512_extractf64x4_pd((__m512d)value, 1));
+    const __m256d four = _mm256_add_pd((__m256d)half_of((vec)value, 0),
+                                       (__m256d)half_of((vec)value, 1));
 #else
-    const __m256d four = (__m256d)value;
+    const __m256d four = value;
 #endif
     const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
@@ -271,12 +256,8 @@ static inline vec absolute(vec value) {
 }
 
 static inline vec larger(vec a, vec b) {
-#if defined(__AVX512F__)
-    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
-#elif defined(__AVX__)
-    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
-#elif defined(__SSE2__)
-    return (vec)_mm_max_ps((__m128)a, (__m128)b);
+#if defined(__SSE2__)
+    return X86(max_ps)(a, b);
 #elif VEC > 1
     const vec_bits first = (vec_bits)(a > b);
     return (vec)(((vec_bits)a & first) | ((vec_bits)b & ~first));
@@ -286,17 +267,14 @@ static inline vec larger(vec a, vec b) {
 }
 
 static inline float largest(vec value) {
-#if defined(__SSE2__)
+#ifdef __SSE2__
 #if defined(__AVX512F__)
-    const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256((__m512)value), (__m256)
-        _mm512_extractf64x4_pd((__m512d)value, 1));
-#elif defined(__AVX__)
-    const __m256 eight = (__m256)value;
-#endif
-#if defined(__AVX__)
+    const __m256 eight = _mm256_max_ps(half_of(value, 0), half_of(value, 1));
     __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+#elif defined(__AVX__)
+    __m128 four = _mm_max_ps(half_of(value, 0), half_of(value, 1));
 #else
-    __m128 four = (__m128)value;
+    __m128 four = value;
 #endif
     four = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(four, _mm_shuffle_ps(four, four, 1)));
