@@ -70,7 +70,6 @@ TYPES = {
     "RowSums",
     "Lanes",
     "Plan",
-    "Piece",
     "Bounds",
     "vec",
     "wide",

@@ -27,6 +27,7 @@ cdef struct Plan:
     Py_ssize_t size         # rows in a block
     Py_ssize_t blocks
     Py_ssize_t piece        # blocks between two checks for Ctrl-C
+    Py_ssize_t first        # block of the piece that several threads run
     int threads
     Py_ssize_t width        # n, rounded up to whole cache lines
     # NULL without dweight, of `width` elements a row.
@@ -52,7 +53,7 @@ cdef inline Plan make_plan(const Table* table, rows_kernel kernel, const Job* jo
         plan.size = piece_rows
     else:
         plan.size = max(1, min((rows + parts - 1) // parts, piece_rows // parts))
-    plan.table, plan.kernel, plan.job = table, kernel, job
+    plan.table, plan.kernel, plan.job, plan.first = table, kernel, job, 0
     plan.blocks = (rows + plan.size - 1) // plan.size
     plan.threads = <int>max(1, min(<Py_ssize_t>threads, plan.blocks))
     plan.piece = max(1, piece_rows // plan.size // plan.threads) * plan.threads
@@ -101,25 +102,18 @@ cdef inline void run_block(const Plan* plan, Py_ssize_t block, Py_ssize_t slot,
     restore_fp_state(state)
 
 
-cdef struct Piece:
-    const Plan* plan
-    Py_ssize_t first        # block
-
-
 cdef void run_item(const void* call, long item, int thread) noexcept nogil:
     """Run block number `item` of a piece."""
-    cdef const Piece* piece = <const Piece*>call
-    run_block(piece.plan, piece.first + item, item, thread)
+    cdef const Plan* plan = <const Plan*>call
+    run_block(plan, plan.first + item, item, thread)
 
 
-cdef void run_blocks(const Plan* plan, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+cdef void run_blocks(Plan* plan, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     """Run blocks [first, last), on this thread or on several."""
-    cdef Piece piece
     cdef Py_ssize_t block
     if plan.threads > 1:
-        piece.plan, piece.first = plan, first
-        pool_run(run_item, &piece, last - first, plan.threads,
-                 is_brief(plan.job.rows * plan.job.n))
+        plan.first = first
+        pool_run(run_item, plan, last - first, plan.threads, is_brief(plan.job.rows * plan.job.n))
         add_sums(plan, last - first)
         return
     for block in range(first, last):
@@ -147,7 +141,7 @@ cdef inline void store_sums(const Plan* plan, void* dweight, bint accumulate) no
         restore_fp_state(state)
 
 
-cdef int run_plan(const Plan* plan) except -1:
+cdef int run_plan(Plan* plan) except -1:
     """Run all blocks, piece by piece, with the GIL released."""
     cdef Py_ssize_t first
     for first in range(0, plan.blocks, plan.piece):
