@@ -90,15 +90,14 @@ cdef inline void run_block(const Plan* plan, Py_ssize_t block, Py_ssize_t slot,
     cdef Py_ssize_t first = block * plan.size, last = min(plan.job.rows, first + plan.size)
     cdef GradientSums sums
     cdef fp_state state = default_fp_state()
-    if plan.dweight == NULL:
-        run_rows(plan.table, plan.kernel, plan.job, first, last, NULL, staging)
-    else:
+    if plan.dweight != NULL:
         sums.dweight = plan.sums + slot * plan.width
         sums.group = plan.groups + slot * plan.width
         sums.begins = sums.ends = True
         if plan.sums != plan.dweight:
             memset(sums.dweight, 0, plan.width * sizeof(double))
-        run_rows(plan.table, plan.kernel, plan.job, first, last, &sums, staging)
+    run_rows(plan.table, plan.kernel, plan.job, first, last,
+             &sums if plan.dweight != NULL else NULL, staging)
     restore_fp_state(state)
 
 

@@ -28,25 +28,20 @@ cdef Py_ssize_t job_at_row(Job* here, const Job* job, Py_ssize_t row) noexcept n
     return left
 
 
-cdef inline void run_rows(const Table* table, rows_kernel kernel, const Job* job, Py_ssize_t first,
-                          Py_ssize_t last, const GradientSums* sums,
-                          char* scratch) noexcept nogil:
-    """Run a kernel over rows [first, last). `first` begins a group, the last row ends one. scratch:
-    staging_bytes, used if rows are staged."""
-    if job.axes == NULL:
-        kernel(job, first, last, sums)
-    else:
-        run_segments(table, kernel, job, first, last, sums, scratch)
+cdef void run_rows(const Table* table, rows_kernel kernel, const Job* job, Py_ssize_t first,
+                   Py_ssize_t last, const GradientSums* sums, char* scratch) noexcept nogil:
+    """Run a kernel over rows [first, last), segment by segment if the job has axes.
 
-
-cdef void run_segments(const Table* table, rows_kernel kernel, const Job* job, Py_ssize_t first,
-                       Py_ssize_t last, const GradientSums* sums, char* scratch) noexcept nogil:
-    """Run a kernel segment by segment. A group may span segments: `begins` and `ends` say whether a
-    kernel's rows start or finish it."""
+    `first` begins a group, the last row ends one. A group may span segments: `begins` and `ends`
+    say whether a kernel's rows start or finish it. scratch: staging_bytes, used if rows are staged.
+    """
     cdef Job here
     cdef GradientSums open
     cdef const GradientSums* open_sums = NULL if sums == NULL else &open
     cdef Py_ssize_t count, begun, row = first
+    if job.axes == NULL:
+        kernel(job, first, last, sums)
+        return
     if sums != NULL:
         open = sums[0]
     while row < last:
