@@ -27,16 +27,14 @@ static inline long floats_to_line(const float *address) {
     return (long)((64 - ((uintptr_t)address & 63)) & 63) / 4;
 }
 
-/* Return the size of a cache in bytes (level 1: of data), or a usual one if the system gives none. */
+/* Return the bytes of level 1 (of data) or 3, or a usual number if the system gives none. */
 static inline int64_t cache_size(int level) {
     int64_t size = 0;
 #if defined(__APPLE__)
     size_t bytes = sizeof size;
-    sysctlbyname(level == 1 ? "hw.l1dcachesize" : level == 2 ? "hw.l2cachesize" : "hw.l3cachesize",
-                 &size, &bytes, NULL, 0);
+    sysctlbyname(level == 1 ? "hw.l1dcachesize" : "hw.l3cachesize", &size, &bytes, NULL, 0);
 #elif defined(_SC_LEVEL1_DCACHE_SIZE)
-    size = sysconf(level == 1 ? _SC_LEVEL1_DCACHE_SIZE
-                   : level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE);
+    size = sysconf(level == 1 ? _SC_LEVEL1_DCACHE_SIZE : _SC_LEVEL3_CACHE_SIZE);
 #endif
-    return size > 0 ? size : level == 1 ? 32 << 10 : level == 2 ? 512 << 10 : 32 << 20;
+    return size > 0 ? size : level == 1 ? 32 << 10 : 32 << 20;
 }
