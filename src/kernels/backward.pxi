@@ -21,7 +21,10 @@ cdef void start_batch(Batch* batch, const Job* job, Py_ssize_t first,
     cdef wide inv_rms, mean, lift = splat_wide(1 if job.weight == NULL else LIFT_DY)
     cdef Py_ssize_t r = 0
     batch.first, batch.count = first, count
-    sum_batch(batch, job)
+    if job.weight == NULL:
+        sum_for_weight(batch, job, False)
+    else:
+        sum_for_weight(batch, job, True)
     while r < count:
         inv_rms = splat_wide(1) / root(
             load_wide(batch.squares + r) * splat_wide(job.inv_n) + splat_wide(job.eps))

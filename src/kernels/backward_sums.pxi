@@ -87,7 +87,7 @@ cdef inline void add_64(Lanes* lanes, const float* dy, const float* x, const flo
 
 
 cdef inline void sum_for_weight(Batch* batch, const Job* job, bint weighted) noexcept nogil:
-    """Sum the rows of a batch, compiled with and without a weight."""
+    """Sum the rows of a batch: squares, products, dy_peak OUT; job.dy, job.x, job.weight IN."""
     cdef Lanes lanes
     cdef Py_ssize_t row, i, k, n = job.n
     cdef vec offset = splat(job.offset32)
@@ -111,14 +111,6 @@ cdef inline void sum_for_weight(Batch* batch, const Job* job, bint weighted) noe
         x += job.x_stride
 
 
-cdef void sum_batch(Batch* batch, const Job* job) noexcept nogil:
-    """Phase one of a batch: squares, products, dy_peak OUT; job.dy, job.x, job.weight IN."""
-    if job.weight == NULL:
-        sum_for_weight(batch, job, False)
-    else:
-        sum_for_weight(batch, job, True)
-
-
 cdef inline bint fits_float32(const Batch* batch, Py_ssize_t r, const Job* job) noexcept nogil:
     """Return whether float32 gives dx within 15 u of its terms' magnitudes (docs/numerics.md).
 
@@ -138,7 +130,7 @@ cdef Path backward_path(const Job* job) noexcept nogil:
     cdef vec factor, lost = splat(0)
     cdef Py_ssize_t i = 0
     while i < job.n and job.weight != NULL:
-        factor = factor_vec(job, i, job.n - i)
+        factor = take_vec(job.weight + i, job.n - i) + splat(job.offset32)
         lost = larger(absolute(factor * splat(LOWER_DY) * splat(LIFT_DY) - factor), lost)
         i += VEC
     return BY_FLOAT64 if largest(lost) > 0 else path

@@ -1,10 +1,10 @@
 # Loads and stores of up to a vector, where a row may end. For whole vectors `count` is a constant,
 # and the branch vanishes.
 
-from kernels.job cimport ACCUMULATE, STREAM, Job, Store
+from kernels.job cimport ACCUMULATE, STREAM, Store
 from kernels.simd cimport (
-    VEC, WIDE, load, load_part, narrow, narrow_part, splat, store, store_part, stream, vec,
-    wide, widen, widen_part,
+    VEC, WIDE, load, load_part, narrow, narrow_part, store, store_part, stream, vec, wide,
+    widen, widen_part,
 )
 
 
@@ -34,11 +34,6 @@ cdef inline void write_vec(float* target, vec value, Py_ssize_t count, Store mod
 cdef inline wide take(const float* source, Py_ssize_t count) noexcept nogil:
     """Load at most WIDE floats as doubles."""
     return widen(source) if count >= WIDE else widen_part(source, count)
-
-
-cdef inline vec factor_vec(const Job* job, Py_ssize_t i, Py_ssize_t count) noexcept nogil:
-    """Return weight_offset + weight, rounded to float32, for at most VEC elements from i on."""
-    return take_vec(job.weight + i, count) + splat(job.offset32)
 
 
 cdef inline void put(float* target, wide value, Py_ssize_t count, bint accumulate) noexcept nogil:

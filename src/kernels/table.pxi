@@ -13,7 +13,7 @@ from kernels.kinds cimport convert_kind
 from kernels.simd cimport VEC
 from machine.compiler cimport FLAGS
 
-# gives take*, put*, write_vec, factor_*; uses nothing
+# gives take*, put*, write_vec; uses nothing
 include "kernels/loads.pxi"
 # gives sum_squares, add_and_sum_squares, fold; uses loads
 include "kernels/sums.pxi"
@@ -25,7 +25,7 @@ include "kernels/add.pxi"
 include "kernels/scale.pxi"
 # gives rms_norm, add_rms_norm, row_squares; uses add, sums, scale
 include "kernels/forward.pxi"
-# gives sum_batch, fits_float32, backward_path, Batch, *_DY; uses loads, sums, scale
+# gives sum_for_weight, fits_float32, backward_path, Batch, *_DY; uses loads, sums, scale
 include "kernels/backward_sums.pxi"
 # gives backward, backward_few, row_products, add_block, store_dweight;
 # uses loads, float64, scale, backward_sums
