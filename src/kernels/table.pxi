@@ -44,17 +44,11 @@ cdef void start(Job* job) noexcept nogil:
         job.path = backward_path(job)
 
 
-cdef void convert(void* to, int to_kind, const void* source, int kind,
-                  Py_ssize_t n) noexcept nogil:
-    """Convert n numbers. to OUT, source IN, of kinds.h's kinds; they do not overlap."""
-    convert_kind(to, to_kind, source, kind, n)
-
-
 cdef Table[2] TABLES    # of float32 rows, and of float64 rows
 TABLES[0] = Table(start, rms_norm, add_rms_norm, residual_add, row_squares, row_products, backward,
-                  backward_few, add_block, store_dweight, convert)
+                  backward_few, add_block, store_dweight, convert_kind)
 TABLES[1] = Table(start_64, rms_norm_64, add_rms_norm_64, residual_add_64, rms_norm_64,
-                  backward_64, backward_64, NULL, add_block, store_dweight_64, convert)
+                  backward_64, backward_64, NULL, add_block, store_dweight_64, convert_kind)
 
 table = PyCapsule_New(TABLES, "fastrms.kernels", NULL)
 flags = FLAGS.decode()
