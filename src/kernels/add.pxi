@@ -1,4 +1,4 @@
-# The residual add: in float32, or with a scale in float64.
+# The residual add: in float32, or with a scale in float64; and of float64 rows.
 
 from kernels.job cimport GradientSums, Job
 from kernels.simd cimport VEC, WIDE, load, load_part, splat_wide, store, store_part
@@ -42,3 +42,17 @@ cdef void residual_add(const Job* job, Py_ssize_t first, Py_ssize_t last,
             add_row(residual + row * job.residual_stride, x + row * job.x_stride, n)
         else:
             add_scaled(residual + row * job.residual_stride, x + row * job.x_stride, job.scale, n)
+
+
+cdef void residual_add_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
+                          const GradientSums* _) noexcept nogil:
+    """residual += scale * x, rounded twice, as NumPy does. job.residual IN-OUT; job.x IN."""
+    cdef double* residual
+    cdef const double* x
+    cdef double scale = job.scale
+    cdef Py_ssize_t i, n = job.n
+    for first in range(first, last):
+        residual = <double*>job.residual + first * job.residual_stride
+        x = <const double*>job.x + first * job.x_stride
+        for i in range(n):
+            residual[i] = residual[i] + scale * x[i]

@@ -279,3 +279,11 @@ cdef void store_dweight(void* out, const double* dweight, Py_ssize_t n,
     while i < n:
         put(<float*>out + i, load_wide(dweight + i), min(<Py_ssize_t>WIDE, n - i), accumulate)
         i += WIDE
+
+
+cdef void store_dweight_64(void* out, const double* dweight, Py_ssize_t n,
+                           bint accumulate) noexcept nogil:
+    """out = dweight, or out += dweight. out (n,) OUT or IN-OUT."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        (<double*>out)[i] = (<double*>out)[i] + dweight[i] if accumulate else dweight[i]

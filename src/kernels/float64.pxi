@@ -212,20 +212,6 @@ cdef void scaled_row_64(Row64 row, Py_ssize_t number, const Job* job, int flags)
     row_64(&row, number, job, flags | SCALED)
 
 
-cdef void residual_add_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
-                          const GradientSums* _) noexcept nogil:
-    """residual += scale * x, rounded twice, as NumPy does. job.residual IN-OUT; job.x IN."""
-    cdef double* residual
-    cdef const double* x
-    cdef double scale = job.scale
-    cdef Py_ssize_t i, n = job.n
-    for first in range(first, last):
-        residual = <double*>job.residual + first * job.residual_stride
-        x = <const double*>job.x + first * job.x_stride
-        for i in range(n):
-            residual[i] = residual[i] + scale * x[i]
-
-
 cdef inline void rows_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
                          const GradientSums* sums, int flags) noexcept nogil:
     """Rows with or without a weight."""
@@ -319,18 +305,3 @@ cdef void backward_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
     """Backward: job.dx (rows, n) OUT or IN-OUT; sums.dweight (n,) IN-OUT takes row after row, and
     sums.group is not used. Without dx: job.products (rows,) OUT."""
     run_64(job, first, last, sums, BACKWARD)
-
-
-cdef void store_dweight_64(void* out, const double* dweight, Py_ssize_t n,
-                           bint accumulate) noexcept nogil:
-    """out = dweight, or out += dweight. out (n,) OUT or IN-OUT."""
-    cdef Py_ssize_t i
-    for i in range(n):
-        (<double*>out)[i] = (<double*>out)[i] + dweight[i] if accumulate else dweight[i]
-
-
-cdef void start_64(Job* job) noexcept nogil:
-    """Compute inv_n, and turn no offset into -0.0: w + -0.0 is w for every w."""
-    job.inv_n = 1.0 / job.size
-    if job.weight != NULL and job.weight_offset == 0:
-        job.weight_offset = -0.0

@@ -17,17 +17,17 @@ from machine.compiler cimport FLAGS
 include "kernels/loads.pxi"
 # gives sum_squares, add_and_sum_squares, fold; uses loads
 include "kernels/sums.pxi"
-# gives *_64, *_in_float64; uses loads, sums
-include "kernels/float64.pxi"
-# gives residual_add; uses loads
+# gives residual_add*; uses loads
 include "kernels/add.pxi"
+# gives *norm_64, backward_64, *_in_float64; uses loads, sums, add
+include "kernels/float64.pxi"
 # gives choose_path, invert, scale_batch, DISTANCE, LINE; uses loads, float64
 include "kernels/scale.pxi"
 # gives rms_norm, add_rms_norm, row_squares; uses add, sums, scale
 include "kernels/forward.pxi"
 # gives sum_for_weight, fits_float32, backward_path, Batch, *_DY; uses loads, sums, scale
 include "kernels/backward_sums.pxi"
-# gives backward, backward_few, row_products, add_block, store_dweight;
+# gives backward, backward_few, row_products, add_block, store_dweight*;
 # uses loads, float64, scale, backward_sums
 include "kernels/backward.pxi"
 
@@ -42,6 +42,13 @@ cdef void start(Job* job) noexcept nogil:
         job.path = choose_path(job)
     elif job.dx != NULL:
         job.path = backward_path(job)
+
+
+cdef void start_64(Job* job) noexcept nogil:
+    """Compute inv_n, and turn no offset into -0.0: w + -0.0 is w for every w."""
+    job.inv_n = 1.0 / job.size
+    if job.weight != NULL and job.weight_offset == 0:
+        job.weight_offset = -0.0
 
 
 cdef Table[2] TABLES    # of float32 rows, and of float64 rows
