@@ -155,17 +155,17 @@ cdef inline bint row_64(Row64* row, Py_ssize_t number, const Job* job, int flags
     cdef double[3] sums
     cdef double square
     cdef Py_ssize_t zeros = 0
-    cdef bint alone = row.out == NULL, split = job.squares != NULL and not alone
+    cdef bint split = job.squares != NULL and row.out != NULL
     sums[0] = sums[1] = sums[2] = 1
     if not split:
         sum_row_64(sums, row, job.n, flags)
     else:
         sums[0], sums[1] = job.squares[number], job.products[number] if flags & BACKWARD else 0
-    if alone and flags & BACKWARD:
-        job.products[number] = sums[1]
-    elif alone:
-        job.squares[number] = sums[0]
-    if alone:
+    if row.out == NULL:
+        if flags & BACKWARD:
+            job.products[number] = sums[1]
+        else:
+            job.squares[number] = sums[0]
         return True
     if not flags & FLOATS:
         while sums[2] == 0 and zeros < job.n and (<const double*>row.dy)[zeros] == 0:
@@ -213,7 +213,7 @@ cdef void scaled_row_64(Row64 row, Py_ssize_t number, const Job* job, int flags)
 
 
 cdef inline void rows_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
-                         const GradientSums* sums, int flags) noexcept nogil:
+                         double* dweight, int flags) noexcept nogil:
     """Rows with or without a weight."""
     cdef float* out = job.dx if flags & BACKWARD else job.y
     cdef Py_ssize_t stride = job.dx_stride if flags & BACKWARD else job.y_stride
@@ -221,8 +221,7 @@ cdef inline void rows_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
     cdef Row64 row
     row.x_scale = row.dy_scale = row.factor_scale = row.undo[0] = row.undo[1] = 1
     row.dy, row.inv_rms, row.mean = NULL, 0, 0      # GCC would warn of copies
-    row.weight, row.offset = job.weight, job.weight_offset
-    row.dweight = NULL if sums == NULL else sums.dweight
+    row.weight, row.offset, row.dweight = job.weight, job.weight_offset, dweight
     for first in range(first, last):
         row.x = job.x + first * job.x_stride * floats
         if flags & ADD:
@@ -231,7 +230,7 @@ cdef inline void rows_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
         if flags & BACKWARD:
             row.dy = job.dy + first * job.dy_stride * floats
         row.out = out + first * stride * floats if out != NULL else NULL
-        if not row_64(&row, first, job, flags) and not flags & FLOATS:
+        if not row_64(&row, first, job, flags):
             scaled_row_64(row, first, job, flags)
     if job.store == STREAM:
         stream_fence()
@@ -254,54 +253,48 @@ cdef void round_and_weigh_64(const Job* job, Py_ssize_t first, Py_ssize_t last) 
 
 
 cdef inline void run_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
-                        const GradientSums* sums, int flags) noexcept nogil:
+                        double* dweight, int flags) noexcept nogil:
     """Call rows_64, compiled with and without a weight."""
     if job.weight != NULL and (flags & FLOATS or job.round_kind == FLOAT64):
-        rows_64(job, first, last, sums, flags | WEIGHTED)
+        rows_64(job, first, last, dweight, flags | WEIGHTED)
     else:
-        rows_64(job, first, last, sums, flags)
+        rows_64(job, first, last, dweight, flags)
         if job.weight != NULL:
             round_and_weigh_64(job, first, last)
 
 
 cdef void gradient_in_float64(const Job* job, Py_ssize_t first, Py_ssize_t last,
                               double* dweight) noexcept nogil:
-    """Both phases of rows of floats; of split rows, or without dx, one. dweight (n,) IN-OUT, to the
-    end of its last line, or NULL; else as in backward_64."""
-    cdef GradientSums sums
-    sums.dweight = dweight
-    run_64(job, first, last, &sums, BACKWARD | FLOATS)
+    """Run backward_64 on floats. dweight (n,) IN-OUT, to the end of its last line, or NULL."""
+    run_64(job, first, last, dweight, BACKWARD | FLOATS)
 
 
 cdef void scale_in_float64(float* y, const float* x, double inv_rms, bint weighs,
                            const Job* job) noexcept nogil:
     """Phase two of a row of floats. y (n,) OUT, or IN-OUT to ACCUMULATE; x (n,) IN."""
     cdef Row64 row
-    cdef Store mode = ACCUMULATE if job.store == ACCUMULATE else STORE
     row.out, row.x, row.weight = y, x, job.weight
     row.inv_rms, row.offset = inv_rms, job.weight_offset
     if weighs:
-        write_row_64(&row, job.n, FLOATS | WEIGHTED, mode)
+        write_row_64(&row, job.n, FLOATS | WEIGHTED, job.store)
     else:
-        write_row_64(&row, job.n, FLOATS, mode)
+        write_row_64(&row, job.n, FLOATS, job.store)
 
-
-# A kernel reads job.x, and if it has them job.dy (rows, n) and job.weight (n,).
 
 cdef void rms_norm_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
-                      const GradientSums* sums) noexcept nogil:
-    """Normalise rows: job.y (rows, n) OUT or IN-OUT. Without y: job.squares (rows,) OUT."""
-    run_64(job, first, last, sums, 0)
+                      const GradientSums* _) noexcept nogil:
+    """Normalise rows as rms_norm does; without y, sum their squares as row_squares does."""
+    run_64(job, first, last, NULL, 0)
 
 
 cdef void add_rms_norm_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
-                          const GradientSums* sums) noexcept nogil:
-    """residual_add_64, then normalise the residual: job.residual IN-OUT, job.y OUT (rows, n)."""
-    run_64(job, first, last, sums, ADD)
+                          const GradientSums* _) noexcept nogil:
+    """Add with the bits of residual_add_64, then normalise, as add_rms_norm does."""
+    run_64(job, first, last, NULL, ADD)
 
 
 cdef void backward_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
                       const GradientSums* sums) noexcept nogil:
-    """Backward: job.dx (rows, n) OUT or IN-OUT; sums.dweight (n,) IN-OUT takes row after row, and
-    sums.group is not used. Without dx: job.products (rows,) OUT."""
-    run_64(job, first, last, sums, BACKWARD)
+    """Compute what backward does; without dx, what row_products does. sums.dweight takes row after
+    row, and sums.group is not used."""
+    run_64(job, first, last, NULL if sums == NULL else sums.dweight, BACKWARD)
