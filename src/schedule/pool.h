@@ -107,7 +107,7 @@ static int pool_join(int own) {
                                           __ATOMIC_RELAXED));
     pool_work(own);
     gate = __atomic_sub_fetch(&pool.gate, 1, __ATOMIC_RELEASE);
-    if ((gate & POOL_ASLEEP) && !(gate & POOL_INSIDE)) wake(0, &pool.gate);
+    if ((gate & POOL_ASLEEP) && !(gate & POOL_INSIDE)) wake(&pool.gate);
     return 1;
 }
 
@@ -124,7 +124,7 @@ static void pool_worker(int own) {
         }
         __atomic_store_n(asleep, 1, __ATOMIC_SEQ_CST);
         if (!pool_join(own)) {  /* a call that opened before `asleep` was set woke no one */
-            while (__atomic_load_n(asleep, __ATOMIC_ACQUIRE)) sleep_on(own, asleep, 1);
+            while (__atomic_load_n(asleep, __ATOMIC_ACQUIRE)) sleep_on(asleep, 1);
             leave_cpu(__atomic_load_n(&pool.cpu, __ATOMIC_RELAXED));
         }
         __atomic_store_n(asleep, 0, __ATOMIC_RELAXED);
@@ -139,7 +139,7 @@ static void pool_wake(int threads) {
         uint32_t *asleep = &pool.thread[t].asleep;
         if (__atomic_load_n(asleep, __ATOMIC_SEQ_CST)
             && __atomic_exchange_n(asleep, 0, __ATOMIC_SEQ_CST))
-            woken += wake(t, asleep);
+            woken += wake(asleep);
     }
     if (woken) yield_cpu();  /* to a worker on this CPU, which then leaves it */
 }
@@ -164,7 +164,7 @@ static void pool_wait(void) {
     }
     gate = __atomic_or_fetch(&pool.gate, POOL_ASLEEP, __ATOMIC_ACQUIRE);
     while (gate & POOL_INSIDE) {
-        sleep_on(0, &pool.gate, gate);
+        sleep_on(&pool.gate, gate);
         gate = __atomic_load_n(&pool.gate, __ATOMIC_ACQUIRE);
     }
 }

@@ -12,13 +12,11 @@
 #include <unistd.h>
 #define POOL_SYSTEM "futex"
 
-static void sleep_on(int number, uint32_t *word, uint32_t value) {
-    (void)number;
+static void sleep_on(uint32_t *word, uint32_t value) {
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
 }
 
-static int wake(int number, uint32_t *word) {
-    (void)number;
+static int wake(uint32_t *word) {
     return syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0) > 0;
 }
 #endif

@@ -12,28 +12,28 @@
 #ifndef POOL_SYSTEM
 #define POOL_SYSTEM "condition variable"
 
-/* Threads share 64 condition variables; sharing causes spurious wake-ups. */
+/* Words share 64 condition variables, by their address; sharing causes spurious wake-ups. */
 #define SLEEPERS 64
+#define SLEEPER(word) sleepers[(uintptr_t)(word) / 64 % SLEEPERS]
 static struct {
     pthread_mutex_t mutex;
     pthread_cond_t woken;
 } sleepers[SLEEPERS] = {
     [0 ... SLEEPERS - 1] = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER}};
 
-static void sleep_on(int number, uint32_t *word, uint32_t value) {
-    pthread_mutex_t *mutex = &sleepers[number % SLEEPERS].mutex;
+static void sleep_on(uint32_t *word, uint32_t value) {
+    pthread_mutex_t *mutex = &SLEEPER(word).mutex;
     pthread_mutex_lock(mutex);
     if (__atomic_load_n(word, __ATOMIC_RELAXED) == value)
-        pthread_cond_wait(&sleepers[number % SLEEPERS].woken, mutex);
+        pthread_cond_wait(&SLEEPER(word).woken, mutex);
     pthread_mutex_unlock(mutex);
 }
 
 /* The mutex ensures that a sleeper either sees the new value of `word` or is waiting already. */
-static int wake(int number, uint32_t *word) {
-    pthread_mutex_t *mutex = &sleepers[number % SLEEPERS].mutex;
-    (void)word;
+static int wake(uint32_t *word) {
+    pthread_mutex_t *mutex = &SLEEPER(word).mutex;
     pthread_mutex_lock(mutex);
-    pthread_cond_broadcast(&sleepers[number % SLEEPERS].woken);
+    pthread_cond_broadcast(&SLEEPER(word).woken);
     pthread_mutex_unlock(mutex);
     return 0;
 }

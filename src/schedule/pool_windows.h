@@ -10,13 +10,11 @@
 #include <windows.h>
 #define POOL_SYSTEM "WaitOnAddress"
 
-static void sleep_on(int number, uint32_t *word, uint32_t value) {
-    (void)number;
+static void sleep_on(uint32_t *word, uint32_t value) {
     WaitOnAddress(word, &value, sizeof value, INFINITE);
 }
 
-static int wake(int number, uint32_t *word) {
-    (void)number;
+static int wake(uint32_t *word) {
     WakeByAddressSingle(word);
     return 0;
 }
