@@ -1,7 +1,7 @@
 # The residual add: in float32, or with a scale in float64; and of float64 rows.
 
 from kernels.job cimport GradientSums, Job
-from kernels.simd cimport VEC, WIDE, load, load_part, splat_wide, store, store_part
+from kernels.simd cimport VEC, WIDE, load, put_vec, splat_wide, store, take, take_vec
 from machine.caches cimport floats_to_line
 
 
@@ -15,7 +15,7 @@ cdef void add_row(float* residual, const float* x, Py_ssize_t n) noexcept nogil:
         store(residual + i, load(residual + i) + load(x + i))
         i += VEC
     if i < n:
-        store_part(residual + i, load_part(residual + i, n - i) + load_part(x + i, n - i), n - i)
+        put_vec(residual + i, take_vec(residual + i, n - i) + take_vec(x + i, n - i), n - i)
 
 
 cdef void add_scaled(float* residual, const float* x, double scale, Py_ssize_t n) noexcept nogil:

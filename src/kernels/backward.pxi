@@ -9,8 +9,8 @@ from libc.string cimport memset
 
 from kernels.job cimport ACCUMULATE, FETCH, GROUP, STORE, STREAM, GradientSums, Job, Store
 from kernels.simd cimport (
-    VEC, WIDE, load_wide, narrow, root, splat, splat_wide, store_wide, stream_fence, vec, wide,
-    widen,
+    VEC, WIDE, load_wide, narrow, put_vec, root, splat, splat_wide, store_wide, stream_fence,
+    take_vec, vec, wide, widen,
 )
 from machine.caches cimport floats_to_line, prefetch, prefetch_write
 

@@ -9,8 +9,8 @@ from libc.math cimport fabs
 
 from kernels.job cimport BY_FLOAT64, GROUP, Job, Path
 from kernels.simd cimport (
-    EIGHT, VEC, WIDE, absolute, larger, largest, splat, splat_wide, vec, wide, widen_folded,
-    widen_half,
+    EIGHT, VEC, WIDE, absolute, larger, largest, splat, splat_wide, take_vec, vec, wide,
+    widen_folded, widen_half,
 )
 
 # dx = dy / rms * weight - x * slope, with slope = mean / rms**2. In float32 dy / rms is scaled by

@@ -10,8 +10,8 @@ from libc.math cimport INFINITY, fabs, frexp, ldexp, sqrt
 from kernels.job cimport ACCUMULATE, STORE, STREAM, GradientSums, Job, Store
 from kernels.kinds cimport FLOAT64, convert_kind
 from kernels.simd cimport (
-    LANES, SIXTEEN, VEC, WIDE, WIDES, keep_part, load_part, load_wide, splat_wide, store_part,
-    store_wide, stream, stream_fence, vec, wide,
+    LANES, SIXTEEN, VEC, WIDE, WIDES, keep_part, load_wide, put_vec, splat_wide, store_wide, stream,
+    stream_fence, take, take_vec, vec, wide,
 )
 from machine.caches cimport floats_to_line
 
@@ -44,7 +44,7 @@ cdef inline wide take_64(const void* row, Py_ssize_t i, Py_ssize_t count, int fl
     cdef const double* source = <const double*>row + i
     if flags & FLOATS:
         return take(<const float*>row + i, count)
-    return load_wide(source) if count >= WIDE else <wide>load_part(<const float*>source, 2 * count)
+    return load_wide(source) if count >= WIDE else <wide>take_vec(<const float*>source, 2 * count)
 
 
 cdef inline wide weigh_64(const Row64* row, wide value, Py_ssize_t i, Py_ssize_t count,
@@ -122,7 +122,7 @@ cdef inline void write_64(const Row64* row, Py_ssize_t i, Py_ssize_t count, int 
     if mode == ACCUMULATE:
         value = take_64(row.out, i, count, flags) + value
     if count < WIDE:
-        store_part(<float*>out, <vec>value, 2 * count)
+        put_vec(<float*>out, <vec>value, 2 * count)
     elif mode == STREAM and VEC > 1:
         stream(<float*>out, <vec>value)
     else:

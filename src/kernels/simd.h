@@ -120,8 +120,10 @@ static inline void narrow(float *to, wide value) {
 #endif
 }
 
-/* Load the first `count` < VEC floats, and zeros. The memory past them is not touched. */
-static inline vec load_part(const float *from, long count) {
+/* Load the first `count` floats, VEC at most, and zeros. The memory past them is not touched. Where
+ * `count` is a constant, the branch vanishes; so in the functions below. */
+static inline vec take_vec(const float *from, ptrdiff_t count) {
+    if (count >= VEC) return load(from);
 #if defined(__AVX512F__)
     return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from);
 #elif defined(__AVX__)
@@ -129,44 +131,48 @@ static inline vec load_part(const float *from, long count) {
     return (vec)_mm256_maskload_ps(from, _mm256_loadu_si256((const __m256i *)(mask + 8 - count)));
 #else
     float values[VEC] = {0};
-    for (long k = 0; k < VEC - 1; k++)
+    for (int k = 0; k < VEC - 1; k++)
         if (k < count) values[k] = from[k];
     return load(values);
 #endif
 }
 
-/* Store the first `count` < VEC floats, in halves: a masked store takes 20 times as long on Zen 3. */
-static inline void store_part(float *to, vec value, long count) {
+/* Store the first `count` floats, a part in halves: a masked store takes 20 times as long on Zen 3. */
+static inline void put_vec(float *to, vec value, ptrdiff_t count) {
     float values[VEC];
+    if (count >= VEC) { store(to, value); return; }
     store(values, value);
     if (VEC > 8 && (count & 8)) memcpy(to, values, 32);
     if (VEC > 4 && (count & 4)) memcpy(to + (count & 8), values + (count & 8), 16);
-    if (count & 2) memcpy(to + (count & 12), values + (count & 12), 8);
+    if (VEC > 2 && (count & 2)) memcpy(to + (count & 12), values + (count & 12), 8);
     if (count & 1) to[count & 14] = values[count & 14];
 }
 
-/* Load the first `count` < WIDE floats as doubles, and zeros. */
-static inline wide widen_part(const float *from, long count) {
+/* Load the first `count` floats as doubles, WIDE at most, and zeros. */
+static inline wide take(const float *from, ptrdiff_t count) {
+    if (count >= WIDE) return widen(from);
 #ifdef __AVX__
-    return widen_half(load_part(from, count), 0);
+    return widen_half(take_vec(from, count), 0);
 #else
     float values[VEC];
-    store(values, load_part(from, count));
+    store(values, take_vec(from, count));
     return widen(values);
 #endif
 }
 
 /* Keep the first `count` < WIDE doubles; zero the rest, NaNs included. */
-static inline wide keep_part(wide value, long count) {
+static inline wide keep_part(wide value, ptrdiff_t count) {
     double values[WIDE];
     store_wide(values, value);
-    return (wide)load_part((const float *)values, 2 * count);
+    return (wide)take_vec((const float *)values, 2 * count);
 }
 
-static inline void narrow_part(float *to, wide value, long count) {
+/* Round the first `count` doubles, WIDE at most, and store them. */
+static inline void narrow_part(float *to, wide value, ptrdiff_t count) {
     float values[VEC] = {0};
+    if (count >= WIDE) { narrow(to, value); return; }
     narrow(values, value);
-    store_part(to, load(values), count);
+    put_vec(to, load(values), count);
 }
 
 /* Store past the caches, without reading the line first; `to` is aligned to the vector. */

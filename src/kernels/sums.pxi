@@ -7,7 +7,8 @@
 # (n / 32 + 5) * 2**-53: for n = 2**20 that is 2**-14 u. No product overflows or underflows.
 
 from kernels.simd cimport (
-    LANES, VEC, WIDE, WIDES, add_product, splat_wide, total, vec, wide, widen_half,
+    LANES, VEC, WIDE, WIDES, add_product, put_vec, splat_wide, take, take_vec, total, vec, wide,
+    widen_half,
 )
 
 

@@ -13,22 +13,22 @@ from kernels.kinds cimport convert_kind
 from kernels.simd cimport VEC
 from machine.compiler cimport FLAGS
 
-# gives take*, put*, write_vec; uses nothing
-include "kernels/loads.pxi"
-# gives sum_squares, add_and_sum_squares, fold; uses loads
+# gives put, write_vec; uses nothing
+include "kernels/stores.pxi"
+# gives sum_squares, add_and_sum_squares, fold; uses nothing
 include "kernels/sums.pxi"
-# gives residual_add*; uses loads
+# gives residual_add*; uses stores
 include "kernels/add.pxi"
-# gives *norm_64, backward_64, *_in_float64; uses loads, sums, add
+# gives *norm_64, backward_64, *_in_float64; uses stores, sums, add
 include "kernels/float64.pxi"
-# gives choose_path, invert, scale_batch, DISTANCE, LINE; uses loads, float64
+# gives choose_path, invert, scale_batch, DISTANCE, LINE; uses stores, float64
 include "kernels/scale.pxi"
 # gives rms_norm, add_rms_norm, row_squares; uses add, sums, scale
 include "kernels/forward.pxi"
-# gives sum_for_weight, fits_float32, backward_path, Batch, *_DY; uses loads, sums, scale
+# gives sum_for_weight, fits_float32, backward_path, Batch, *_DY; uses sums, scale
 include "kernels/backward_sums.pxi"
 # gives backward, backward_few, row_products, add_block, store_dweight*;
-# uses loads, float64, scale, backward_sums
+# uses stores, float64, scale, backward_sums
 include "kernels/backward.pxi"
 
 
