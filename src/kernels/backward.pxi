@@ -155,8 +155,7 @@ cdef inline void gradient_row(Group* group, const Batch* batch, Py_ssize_t r, co
 
 
 cdef inline void gradient_for_store(Group* group, double* dweight, const Batch* batch,
-                                    const Job* job, bint weighted, Store mode,
-                                    bint last) noexcept nogil:
+                                    const Job* job, Store mode, bint last) noexcept nogil:
     """Phase two of a batch: rows that fit float32 in pairs, the others in float64."""
     cdef Py_ssize_t r = 0
     cdef bint pair, pairs = mode != STREAM or job.dx_stride % LINE == 0
@@ -166,34 +165,29 @@ cdef inline void gradient_for_store(Group* group, double* dweight, const Batch* 
         group.ends = last and r + pair == batch.count - 1
         if not batch.fits_float32[r]:
             gradient_in_float64(job, batch.first + r, batch.first + r + 1, dweight)
+        elif group.terms == NULL and pair:
+            gradient_row(group, batch, r, job, False, mode, True)
+        elif group.terms == NULL:
+            gradient_row(group, batch, r, job, False, mode, False)
         elif pair:
-            gradient_row(group, batch, r, job, weighted, mode, True)
+            gradient_row(group, batch, r, job, True, mode, True)
         else:
-            gradient_row(group, batch, r, job, weighted, mode, False)
+            gradient_row(group, batch, r, job, True, mode, False)
         r += 1 + pair
-
-
-cdef inline void gradient_for_weight(Group* group, double* dweight, const Batch* batch,
-                                     const Job* job, bint weighted, bint last) noexcept nogil:
-    """Call gradient_for_store, compiled for each mode."""
-    if job.store == STREAM:
-        gradient_for_store(group, dweight, batch, job, weighted, STREAM, last)
-    elif job.store == ACCUMULATE:
-        gradient_for_store(group, dweight, batch, job, weighted, ACCUMULATE, last)
-    elif job.store == FETCH:
-        gradient_for_store(group, dweight, batch, job, weighted, FETCH, last)
-    else:
-        gradient_for_store(group, dweight, batch, job, weighted, STORE, last)
 
 
 cdef void gradient_batch(Group* group, double* dweight, const Batch* batch, const Job* job,
                          bint last) noexcept nogil:
     """Phase two of a batch. last: it ends the group, and all its rows fit float32."""
     group.weight, group.offset = job.weight, job.offset32
-    if group.terms == NULL:
-        gradient_for_weight(group, dweight, batch, job, False, last)
+    if job.store == STREAM:
+        gradient_for_store(group, dweight, batch, job, STREAM, last)
+    elif job.store == ACCUMULATE:
+        gradient_for_store(group, dweight, batch, job, ACCUMULATE, last)
+    elif job.store == FETCH:
+        gradient_for_store(group, dweight, batch, job, FETCH, last)
     else:
-        gradient_for_weight(group, dweight, batch, job, True, last)
+        gradient_for_store(group, dweight, batch, job, STORE, last)
 
 
 cdef void join(double* dweight, const float* group, Py_ssize_t n) noexcept nogil:
