@@ -26,12 +26,15 @@ typedef void (*pool_item)(const void *call, long item, int thread);
  */
 #if (defined(__GNUC__) || defined(__clang__)) && !defined(POOL_EXISTS)
 #define POOL_EXISTS 1
-#if defined(_WIN32)
-#include "pool_windows.h"
-#else
 #ifdef __linux__
 #include "pool_linux.h"
+#else  /* no thread is moved off a CPU */
+static inline int this_cpu(void) { return -1; }
+static inline void leave_cpu(int cpu) { (void)cpu; }
 #endif
+#ifdef _WIN32
+#include "pool_windows.h"
+#else
 #include "pool_posix.h"
 #endif
 #ifdef __SSE2__

@@ -65,8 +65,3 @@ static inline int64_t clock_ns(void) {
     clock_gettime(CLOCK_MONOTONIC, &now);
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
-
-#ifndef __linux__
-static inline int this_cpu(void) { return -1; }
-static inline void leave_cpu(int cpu) { (void)cpu; }
-#endif

@@ -35,6 +35,3 @@ static inline int64_t clock_ns(void) {
     QueryPerformanceFrequency(&per_second);
     return (int64_t)((double)ticks.QuadPart * (1e9 / (double)per_second.QuadPart));
 }
-
-static inline int this_cpu(void) { return -1; }
-static inline void leave_cpu(int cpu) { (void)cpu; }
