@@ -41,7 +41,8 @@ include "door/split_sums.pxi"
 include "door/jobs.pxi"
 # gives nothing; uses isa, schedule, numbers, arrays, strides, split_sums, jobs
 include "door/split.pxi"
-# gives bad_*, init_c_job, c_*; uses isa, tuning, schedule, numbers, jobs
+# gives Operation, NORM, ADD*, BACKWARD, init_c_job, bad_*, has_flags, is_done, kernel_of, c_*;
+# uses isa, tuning, staging, schedule, numbers, jobs
 include "door/c_api.pxi"
 # gives nothing; uses tuning, threads, staging, schedule, c_api
 include "door/c_any.pxi"

@@ -5,65 +5,23 @@
 from cpython.pycapsule cimport PyCapsule_New
 
 from fastrms cimport (
-    FASTRMS_API_VERSION, FASTRMS_BAD_FLAG, FASTRMS_BAD_KIND, FASTRMS_BAD_POINTER,
-    FASTRMS_BAD_SCRATCH, FASTRMS_DWEIGHT, FASTRMS_DX, FASTRMS_OK, FASTRMS_ROUND_FIRST,
-    fastrms_array, fastrms_call, fastrms_functions,
+    FASTRMS_API_VERSION, FASTRMS_BAD_FLAG, FASTRMS_BAD_SCRATCH, FASTRMS_DWEIGHT, FASTRMS_DX,
+    FASTRMS_OK, FASTRMS_ROUND_FIRST, fastrms_array, fastrms_call, fastrms_functions,
 )
-from kernels.job cimport Axis, Job, Table, rows_kernel
-from kernels.kinds cimport BFLOAT16, FLOAT64
-
-cdef enum Operation:
-    NORM
-    ADD_NORM
-    ADD
-    BACKWARD
+from kernels.job cimport Axis, Job, Table
+from kernels.kinds cimport FLOAT64
 
 
-cdef int take_any(Job* job, const fastrms_array* array, const float** data, Py_ssize_t* stride,
-                  int* kind, bint output) noexcept nogil:
-    """Check an array of rows, and set a job's fields for it."""
-    cdef int error = bad_kind(array)
+cdef inline int take_array(const fastrms_array* array, const float** data, Py_ssize_t* stride,
+                           int* kind) noexcept nogil:
+    """Set a job's fields for an array of rows."""
     data[0], stride[0], kind[0] = <const float*>array.data, array.stride, array.kind
-    if error or job.rows * job.n == 0:
-        return error
-    if output:
-        return bad_output(data[0], stride[0], job.rows, job.n, kind_size(array.kind))
-    return bad_pointer(data[0], kind_size(array.kind))
-
-
-cdef inline int bad_kind(const fastrms_array* array) noexcept nogil:
-    return FASTRMS_OK if 0 <= array.kind <= BFLOAT16 else FASTRMS_BAD_KIND
-
-
-cdef int bad_vectors(const Job* job, const fastrms_array* weight,
-                     const fastrms_array* dweight) noexcept nogil:
-    """Check a weight, and its gradient unless dweight is NULL."""
-    cdef int error = bad_vector(weight)
-    if error or dweight == NULL:
-        return error
-    if ((weight.data == NULL) != (dweight.data == NULL)
-            or (dweight.data == job.dx and job.rows > 0)):
-        return FASTRMS_BAD_POINTER
-    return bad_vector(dweight)
-
-
-cdef int bad_vector(const fastrms_array* array) noexcept nogil:
-    if array.data == NULL:
-        return FASTRMS_OK
-    return bad_kind(array) or bad_pointer(array.data, kind_size(array.kind))
+    return bad_kind(array.kind)
 
 
 cdef inline int flags_of(const fastrms_call* call, Operation operation) noexcept nogil:
     """Return `flags`, 0 for a function that has none."""
     return 0 if operation == ADD else call.flags
-
-
-cdef inline bint has_flags(Operation operation, int flags) noexcept nogil:
-    """Return whether a function takes these flags. Nothing is rounded first and added."""
-    if operation == BACKWARD:
-        return not flags & ~(FASTRMS_DX | FASTRMS_DWEIGHT)
-    return flags == 0 or flags == FASTRMS_ROUND_FIRST or (operation == NORM
-                                                          and flags == FASTRMS_DX)
 
 
 cdef int init_any(Job* job, const fastrms_call* call, Operation operation) noexcept nogil:
@@ -73,39 +31,31 @@ cdef int init_any(Job* job, const fastrms_call* call, Operation operation) noexc
                                 call.threads)
     job.scale = call.scale
     job.kinds.y = job.kinds.residual = job.kinds.dx = job.kinds.dy = ABSENT
-    error = error or take_any(job, &call.x, &job.x, &job.x_stride, &job.kinds.x, False)
+    error = error or take_array(&call.x, &job.x, &job.x_stride, &job.kinds.x)
     if operation in (NORM, ADD_NORM):
-        error = error or take_any(job, &call.out, <const float**>&job.y, &job.y_stride,
-                                  &job.kinds.y, True)
+        error = error or take_array(&call.out, <const float**>&job.y, &job.y_stride, &job.kinds.y)
     if operation in (ADD, ADD_NORM):
-        error = error or take_any(job, &call.residual, <const float**>&job.residual,
-                                  &job.residual_stride, &job.kinds.residual, True)
+        error = error or take_array(&call.residual, <const float**>&job.residual,
+                                    &job.residual_stride, &job.kinds.residual)
     if operation == BACKWARD:
-        error = (error or take_any(job, &call.dy, &job.dy, &job.dy_stride, &job.kinds.dy, False)
-                 or take_any(job, &call.dx, <const float**>&job.dx, &job.dx_stride,
-                             &job.kinds.dx, True))
+        error = (error or take_array(&call.dy, &job.dy, &job.dy_stride, &job.kinds.dy)
+                 or take_array(&call.dx, <const float**>&job.dx, &job.dx_stride, &job.kinds.dx))
     if error == FASTRMS_OK and not has_flags(operation, flags_of(call, operation)):
-        error = FASTRMS_BAD_FLAG
-    if error or job.n == 0:
-        return error
-    if operation == ADD_NORM and job.y == job.residual and job.rows > 0:
-        return FASTRMS_BAD_POINTER
-    if operation == ADD:
-        return FASTRMS_OK
-    return bad_vectors(job, &call.weight, &call.dweight if operation == BACKWARD else NULL)
+        return FASTRMS_BAD_FLAG
+    return error or bad_arrays(job, operation, call.weight.data, call.weight.kind,
+                               call.dweight.data, call.dweight.kind)
 
 
 cdef int run_any(const fastrms_call* call, Operation operation) noexcept nogil:
-    """Check a call, and run it. Without rows dweight is zeros."""
+    """Check a call, and run it."""
     cdef Job job
     cdef Axis axis
     cdef const Table* table
-    cdef rows_kernel kernel
     cdef int error = init_any(&job, call, operation)
     cdef char* free = <char*>call.scratch
     cdef void* dweight = NULL
     cdef int flags = flags_of(call, operation)
-    if error or call.n == 0 or (call.rows == 0 and operation != BACKWARD):
+    if error or is_done(&job, operation):
         return error
     if bad_pointer(call.scratch, sizeof(double)):
         return FASTRMS_BAD_SCRATCH
@@ -125,9 +75,7 @@ cdef int run_any(const fastrms_call* call, Operation operation) noexcept nogil:
         job.weight = <const float*>any_vector(&job, &call.weight, free - vector_bytes(call.n))
     if operation == BACKWARD:
         dweight = any_vector(&job, &call.dweight, free - 2 * vector_bytes(call.n))
-    kernel = (table.rms_norm if operation == NORM else table.add_rms_norm if operation == ADD_NORM
-              else table.residual_add if operation == ADD else table.backward)
-    run_c(table, kernel, &job, dweight, flags & FASTRMS_DWEIGHT != 0,
+    run_c(table, kernel_of(table, operation), &job, dweight, flags & FASTRMS_DWEIGHT != 0,
           <double*>call.scratch, free, call.scratch_size - (free - <char*>call.scratch),
           call.threads)
     if dweight != NULL and dweight != call.dweight.data:
