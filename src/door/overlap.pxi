@@ -47,20 +47,19 @@ cdef Bounds strided_bounds(cnp.ndarray array) noexcept:
     return bounds
 
 
+cdef inline bint meet(Bounds a, Bounds b) noexcept:
+    return a.low < b.high and b.low < a.high
+
+
 cdef inline bint may_overlap(cnp.ndarray output, cnp.ndarray x, cnp.ndarray dy=None,
                              cnp.ndarray a=None, cnp.ndarray b=None, cnp.ndarray c=None) noexcept:
     """Return whether the bounds of an output meet those of another array: the cheap first test.
     Each of the others may be None, and x and dy the output itself.
     """
     cdef Bounds written = bounds_of(output)
-    cdef Bounds[5] other
-    cdef int k
-    other[0], other[1] = bounds_of(x, output), bounds_of(dy, output)
-    other[2], other[3], other[4] = bounds_of(a), bounds_of(b), bounds_of(c)
-    for k in range(5):
-        if other[k].low < written.high and written.low < other[k].high:
-            return True
-    return False
+    return (meet(written, bounds_of(x, output)) or meet(written, bounds_of(dy, output))
+            or meet(written, bounds_of(a)) or meet(written, bounds_of(b))
+            or meet(written, bounds_of(c)))
 
 
 cdef inline bint overlaps(cnp.ndarray a, cnp.ndarray b) except -1:
