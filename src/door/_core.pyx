@@ -221,7 +221,6 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, scale
     cdef Job job
     cdef Axis[MOST_AXES] axes
     cdef cnp.ndarray x_in, total, w, y, x_rows, total_rows, y_rows
-    cdef object result = out
     cdef const Table* table = kernels
     cdef bint other = False
     take_numbers(&job, eps, weight_offset)
@@ -233,7 +232,7 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, scale
     if w is not None:
         check_vector(w, "weight", job.n, &other)
     if y is None:
-        y = result = new_like(x_in)
+        y = new_like(x_in)
     else:
         check_like(y, "out", x_in, "x", &other, output=True)
         if may_overlap(y, x_in, None, w, total):
@@ -254,7 +253,7 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, scale
     run(table, table.add_rms_norm, &job, NULL, False)
     write_back(total, total_rows)
     write_back(y, y_rows)
-    return result
+    return y if out is None else out
 
 
 def residual_add(x, residual, scale=1.0):

@@ -91,8 +91,7 @@ cdef object normed(object x, object weight, object eps, object weight_offset, ob
     """Compute rms_norm, or with sums = (sum_squares, size) its result for a split row."""
     cdef Job job
     cdef Axis[MOST_AXES] axes
-    cdef cnp.ndarray x_in, w, y, squares = None, x_rows, y_rows
-    cdef object result = out
+    cdef cnp.ndarray x_in, w, y, squares, x_rows, y_rows
     cdef const Table* table = kernels
     cdef Py_ssize_t size = 0
     cdef bint other = False, adds = take_accumulate(accumulate, False) != 0
@@ -109,7 +108,7 @@ cdef object normed(object x, object weight, object eps, object weight_offset, ob
     if y is None:
         if adds:
             raise ValueError("accumulate=True needs out=, an array to add to")
-        y = result = new_like(x_in)
+        y = new_like(x_in)
     else:
         check_like(y, "out", x_in, "x", &other, output=True)
         if may_overlap(y, x_in, None, w):
@@ -128,7 +127,7 @@ cdef object normed(object x, object weight, object eps, object weight_offset, ob
         w = weight_for(&job, table, w)
     run(table, table.rms_norm, &job, NULL, False)
     write_back(y, y_rows)
-    return result
+    return y if out is None else out
 
 
 cdef tuple gradients(object dy, object x, object weight, object eps, object weight_offset,
@@ -137,9 +136,8 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     a split row."""
     cdef Job job
     cdef Axis[MOST_AXES] axes
-    cdef cnp.ndarray x_in, dy_in, w, dx_out, dweight_out, squares = None, products = None
+    cdef cnp.ndarray x_in, dy_in, w, dx_out, dweight_out, squares, products
     cdef cnp.ndarray x_rows, dy_rows, dx_rows, dweight_row
-    cdef object dx_result = dx, dweight_result = dweight
     cdef const Table* table = kernels
     cdef void* dweight_data = NULL
     cdef Py_ssize_t size = 0
@@ -180,7 +178,7 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
         x_in, dy_in = disjoint_input(x_in, dweight_out), disjoint_input(dy_in, dweight_out)
         w = disjoint_input(w, dweight_out)
     if dx is None:
-        dx_out = dx_result = new_like(x_in)
+        dx_out = new_like(x_in)
     if sums is not None:
         squares, products = sums_beside(squares, dx_out), sums_beside(products, dx_out)
         job.squares = <double*>cnp.PyArray_DATA(squares)
@@ -191,7 +189,7 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
         w = rows_of(w)
         job.weight = <const float*>cnp.PyArray_DATA(w)
         if dweight is None:
-            dweight_out = dweight_result = new_like(w)
+            dweight_out = new_like(w)
         dweight_row = rows_of(dweight_out, output=True)
         dweight_data = cnp.PyArray_DATA(dweight_row)
     tune(&job, 3, job.dx, job.dx_stride, to_dx, job.dx == job.x or job.dx == job.dy)
@@ -205,7 +203,7 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     write_back(dx_out, dx_rows)
     if w is not None:
         write_back(dweight_out, dweight_row)
-    return dx_result, dweight_result
+    return (dx_out if dx is None else dx), (dweight_out if dweight is None else dweight)
 
 
 cdef inline int check_dweight_shape(cnp.ndarray dweight, cnp.ndarray weight) except -1:
