@@ -31,15 +31,14 @@ include "door/numbers.pxi"
 include "door/arrays.pxi"
 # gives may_overlap, aliasable_input, disjoint_input, check_disjoint; uses arrays
 include "door/overlap.pxi"
-# gives rows_of, write_back, set_pointers, set_kinds, convert_array, MOST_AXES;
-# uses staging, arrays
+# gives rows_of, write_back, set_arrays, convert_array, MOST_AXES; uses staging, arrays
 include "door/strides.pxi"
 # gives as_sums*, check_sums, sums_beside; uses arrays, overlap
 include "door/split_sums.pxi"
-# gives take_x, init_job, weight_for, normed, gradients;
-# uses isa, tuning, schedule, numbers, arrays, overlap, strides, split_sums
+# gives take_x, init_job, vector_for, normed, gradients;
+# uses isa, tuning, staging, schedule, numbers, arrays, overlap, strides, split_sums
 include "door/jobs.pxi"
-# gives nothing; uses isa, schedule, numbers, arrays, strides, split_sums, jobs
+# gives nothing; uses isa, staging, schedule, numbers, arrays, strides, split_sums, jobs
 include "door/split.pxi"
 # gives Operation, NORM, ADD*, BACKWARD, init_c_job, bad_*, has_flags, is_done, kernel_of, c_*;
 # uses isa, tuning, staging, schedule, numbers, jobs
@@ -240,16 +239,16 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, scale
             x_in, w = aliasable_input(x_in, y), disjoint_input(w, y)
     if may_overlap(total, x_in, None, w):
         x_in, w = aliasable_input(x_in, total), disjoint_input(w, total)
+    x_rows = rows_of(x_in)
+    total_rows, y_rows = rows_of(total, output=True), rows_of(y, output=True)
+    set_arrays(&job, axes, x_rows, None, y_rows, total_rows, None, other)
+    tune(&job, 3, job.y, job.y_stride, False, job.y == job.x)
+    if other:
+        table = kernels_for(&job, axes)
+        w = vector_for(&job, w, True)
     if w is not None:
         w = rows_of(w)
         job.weight = <const float*>cnp.PyArray_DATA(w)
-    x_rows = rows_of(x_in)
-    total_rows, y_rows = rows_of(total, output=True), rows_of(y, output=True)
-    set_pointers(&job, axes, x_rows, None, y_rows, total_rows, None)
-    tune(&job, 3, job.y, job.y_stride, False, job.y == job.x)
-    if other:
-        table = set_kinds(&job, axes, x_rows, None, y_rows, total_rows, None)
-        w = weight_for(&job, table, w)
     run(table, table.add_rms_norm, &job, NULL, False)
     write_back(total, total_rows)
     write_back(y, y_rows)
@@ -307,9 +306,9 @@ def residual_add(x, residual, scale=1.0):
     if may_overlap(total, x_in):
         x_in = aliasable_input(x_in, total)
     x_rows, total_rows = rows_of(x_in), rows_of(total, output=True)
-    set_pointers(&job, axes, x_rows, None, None, total_rows, None)
+    set_arrays(&job, axes, x_rows, None, None, total_rows, None, other)
     if other:
-        table = set_kinds(&job, axes, x_rows, None, None, total_rows, None)
+        table = kernels_for(&job, axes)
     run(table, table.residual_add, &job, NULL, False)
     write_back(total, total_rows)
     return residual

@@ -78,7 +78,7 @@ cdef str hint(object value, str name):
 
 # ---- type and shape ---------------------------------------------------------------------------
 # From here to the kernel no code of the caller's runs, except after an error. The checks set
-# `other` if an array is no float32: then set_kinds has to look at the call's arrays.
+# `other` if an array is no float32: then set_arrays has to look at the call's arrays.
 
 # NumPy's number for ml_dtypes.bfloat16, which it gets when ml_dtypes is imported: by others, and
 # perhaps after fastrms.

@@ -7,7 +7,7 @@ cimport numpy as cnp
 
 from fastrms cimport FASTRMS_DWEIGHT, FASTRMS_DX
 from kernels.job cimport STORE, Axis, Job, Table
-from kernels.kinds cimport FLOAT32, FLOAT64
+from kernels.kinds cimport FLOAT32
 
 
 cdef inline int take_accumulate(object value, bint by_name) except -1:
@@ -62,23 +62,14 @@ cdef inline void init_job(Job* job, Py_ssize_t rows, Py_ssize_t n) noexcept nogi
     job.staged = False
 
 
-cdef cnp.ndarray weight_for(Job* job, const Table* table, cnp.ndarray weight):
-    """Set a job's weight to a vector in the arithmetic of a table's kernels; return the array that
-    holds it, None for None."""
-    if weight is None:
-        return None
-    weight = vector_for(table, weight, True)
-    job.weight = <const float*>cnp.PyArray_DATA(weight)
-    return weight
-
-
-cdef cnp.ndarray vector_for(const Table* table, cnp.ndarray row, bint reads):
-    """Return a contiguous vector in the arithmetic of a table's kernels: itself, or a new one, with
-    its values if it is read."""
-    cdef int kind = FLOAT32 if table == kernels else FLOAT64
-    cdef cnp.ndarray vector
-    if kind_of(row) == kind:
-        return row
+cdef cnp.ndarray vector_for(const Job* job, cnp.ndarray array, bint reads):
+    """Return a vector in a job's arithmetic: the array itself, or a new one, with its values if it
+    is read. None for None."""
+    cdef int kind = job.kinds.arithmetic
+    cdef cnp.ndarray vector, row
+    if array is None or kind_of(array) == kind:
+        return array
+    row = rows_of(array)
     vector = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(row), cnp.PyArray_DIMS(row),
                                cnp.NPY_FLOAT if kind == FLOAT32 else cnp.NPY_DOUBLE, 0)
     if reads:
@@ -116,15 +107,15 @@ cdef object normed(object x, object weight, object eps, object weight_offset, ob
     if sums is not None:
         squares = sums_beside(squares, y)
         job.squares = <double*>cnp.PyArray_DATA(squares)
+    x_rows, y_rows = rows_of(x_in), rows_of(y, output=True)
+    set_arrays(&job, axes, x_rows, None, y_rows, None, None, other)
+    tune(&job, 2, job.y, job.y_stride, adds, job.y == job.x)
+    if other:
+        table = kernels_for(&job, axes)
+        w = vector_for(&job, w, True)
     if w is not None:
         w = rows_of(w)
         job.weight = <const float*>cnp.PyArray_DATA(w)
-    x_rows, y_rows = rows_of(x_in), rows_of(y, output=True)
-    set_pointers(&job, axes, x_rows, None, y_rows, None, None)
-    tune(&job, 2, job.y, job.y_stride, adds, job.y == job.x)
-    if other:
-        table = set_kinds(&job, axes, x_rows, None, y_rows, None, None)
-        w = weight_for(&job, table, w)
     run(table, table.rms_norm, &job, NULL, False)
     write_back(y, y_rows)
     return y if out is None else out
@@ -184,21 +175,19 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
         job.squares = <double*>cnp.PyArray_DATA(squares)
         job.products = <double*>cnp.PyArray_DATA(products)
     x_rows, dy_rows, dx_rows = rows_of(x_in), rows_of(dy_in), rows_of(dx_out, output=True)
-    set_pointers(&job, axes, x_rows, dy_rows, None, None, dx_rows)
-    if w is not None:
-        w = rows_of(w)
-        job.weight = <const float*>cnp.PyArray_DATA(w)
-        if dweight is None:
-            dweight_out = new_like(w)
-        dweight_row = rows_of(dweight_out, output=True)
-        dweight_data = cnp.PyArray_DATA(dweight_row)
+    set_arrays(&job, axes, x_rows, dy_rows, None, None, dx_rows, other)
     tune(&job, 3, job.dx, job.dx_stride, to_dx, job.dx == job.x or job.dx == job.dy)
     if other:
-        table = set_kinds(&job, axes, x_rows, dy_rows, None, None, dx_rows)
-        w = weight_for(&job, table, w)
-        if w is not None:
-            dweight_row = vector_for(table, dweight_row, to_dweight)
-            dweight_data = cnp.PyArray_DATA(dweight_row)
+        table = kernels_for(&job, axes)
+    if w is not None:
+        if dweight is None:
+            dweight_out = new_like(w)
+        dweight_row = dweight_out
+        if other:
+            w, dweight_row = vector_for(&job, w, True), vector_for(&job, dweight_out, to_dweight)
+        w, dweight_row = rows_of(w), rows_of(dweight_row)
+        job.weight = <const float*>cnp.PyArray_DATA(w)
+        dweight_data = cnp.PyArray_DATA(dweight_row)
     run(table, table.backward, &job, dweight_data, to_dweight)
     write_back(dx_out, dx_rows)
     if w is not None:

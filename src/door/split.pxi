@@ -207,14 +207,14 @@ cdef cnp.ndarray sums_of_rows(Job* job, cnp.ndarray x, cnp.ndarray dy, cnp.ndarr
         check_sums(target, "out", x, output=True)
     # Always new: `out` may be anywhere, in any order, and sums are few.
     row_sums = cnp.PyArray_ZEROS(cnp.PyArray_NDIM(x) - 1, cnp.PyArray_DIMS(x), cnp.NPY_DOUBLE, 0)
+    x_rows, dy_rows = rows_of(x), None if dy is None else rows_of(dy)
+    set_arrays(job, axes, x_rows, dy_rows, None, None, None, other)
+    if other:
+        table = kernels_for(job, axes)
+        w = vector_for(job, w, True)
     if w is not None:
         w = rows_of(w)
         job.weight = <const float*>cnp.PyArray_DATA(w)
-    x_rows, dy_rows = rows_of(x), None if dy is None else rows_of(dy)
-    set_pointers(job, axes, x_rows, dy_rows, None, None, None)
-    if other:
-        table = set_kinds(job, axes, x_rows, dy_rows, None, None, None)
-        w = weight_for(job, table, w)
     if dy is None:
         job.squares = <double*>cnp.PyArray_DATA(row_sums)
     else:

@@ -5,7 +5,7 @@
 cimport numpy as cnp
 from libc.stdlib cimport llabs
 
-from kernels.job cimport Axis, Job, Kinds, Table
+from kernels.job cimport Axis, Job, Kinds
 
 cdef enum:
     MOST_AXES = 64      # as many as NumPy has
@@ -72,11 +72,12 @@ cdef int convert_array(cnp.ndarray to, cnp.ndarray row) except -1:
     return 0
 
 
-cdef inline void set_pointers(Job* job, Axis* axes, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y,
-                              cnp.ndarray residual, cnp.ndarray dx) noexcept:
+cdef inline void set_arrays(Job* job, Axis* axes, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y,
+                            cnp.ndarray residual, cnp.ndarray dx, bint other) noexcept:
     """Set the pointers and strides of a job's arrays, all of one shape; None for those it lacks.
 
-    axes (MOST_AXES,): storage for job.axes, used only if several strides are needed.
+    axes (MOST_AXES,): storage for job.axes, used only if several strides are needed. `other`: an
+    array is no float32, so set the kinds too.
     """
     cdef bint straight = cnp.PyArray_IS_C_CONTIGUOUS(x)
     job.x = <float*>cnp.PyArray_DATA(x)
@@ -95,6 +96,8 @@ cdef inline void set_pointers(Job* job, Axis* axes, cnp.ndarray x, cnp.ndarray d
         straight = straight and cnp.PyArray_IS_C_CONTIGUOUS(dx)
     if not straight:
         merge_axes(job, axes, x, dy, y, residual, dx)
+    if other:
+        set_kinds(&job.kinds, x, dy, y, residual, dx)
 
 
 cdef void merge_axes(Job* job, Axis* axes, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y,
@@ -142,15 +145,10 @@ cdef inline bint merges_with(const Axis* inner, const Axis* outer) noexcept:
             and outer.dx == inner.dx * length)
 
 
-# ---- kinds other than float32 -----------------------------------------------------------------
-
-cdef const Table* set_kinds(Job* job, Axis* axes, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y,
-                            cnp.ndarray residual, cnp.ndarray dx) noexcept:
-    """Set what a job's arrays hold, after its pointers; return the kernels of its arithmetic."""
-    cdef Kinds* kinds = &job.kinds
+cdef void set_kinds(Kinds* kinds, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray y,
+                    cnp.ndarray residual, cnp.ndarray dx) noexcept:
     kinds.x, kinds.dy, kinds.y = kind_or_absent(x), kind_or_absent(dy), kind_or_absent(y)
     kinds.residual, kinds.dx = kind_or_absent(residual), kind_or_absent(dx)
-    return kernels_for(job, axes)
 
 
 cdef inline int kind_or_absent(cnp.ndarray array) noexcept:
