@@ -101,7 +101,7 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, accumulat
     >>> fastrms.rms_norm(np.array([[3, 4]], np.float32))
     array([[0.8485278, 1.1313704]], dtype=float32)
     """
-    return normed(x, weight, eps, weight_offset, out, accumulate, None)
+    return normed(x, False, None, None, weight, eps, weight_offset, out, accumulate, None)
 
 
 def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=None, dweight=None,
@@ -217,42 +217,7 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, scale
     >>> stream
     array([[3., 4.]], dtype=float32)
     """
-    cdef Job job
-    cdef Axis[MOST_AXES] axes
-    cdef cnp.ndarray x_in, total, w, y, x_rows, total_rows, y_rows
-    cdef const Table* table = kernels
-    cdef bint other = False
-    take_numbers(&job, eps, weight_offset)
-    take_number(&job.scale, scale, "scale")
-    x_in, total = as_array(x, "x"), as_array(residual, "residual")
-    w, y = as_array(weight, "weight"), as_array(out, "out")
-    take_x(&job, x_in, &other)
-    check_like(total, "residual", x_in, "x", &other, output=True)
-    if w is not None:
-        check_vector(w, "weight", job.n, &other)
-    if y is None:
-        y = new_like(x_in)
-    else:
-        check_like(y, "out", x_in, "x", &other, output=True)
-        if may_overlap(y, x_in, None, w, total):
-            check_disjoint(y, "out", total, "residual")
-            x_in, w = aliasable_input(x_in, y), disjoint_input(w, y)
-    if may_overlap(total, x_in, None, w):
-        x_in, w = aliasable_input(x_in, total), disjoint_input(w, total)
-    x_rows = rows_of(x_in)
-    total_rows, y_rows = rows_of(total, output=True), rows_of(y, output=True)
-    set_arrays(&job, axes, x_rows, None, y_rows, total_rows, None, other)
-    tune(&job, 3, job.y, job.y_stride, False, job.y == job.x)
-    if other:
-        table = kernels_for(&job, axes)
-        w = vector_for(&job, w, True)
-    if w is not None:
-        w = rows_of(w)
-        job.weight = <const float*>cnp.PyArray_DATA(w)
-    run(table, table.add_rms_norm, &job, NULL, False)
-    write_back(total, total_rows)
-    write_back(y, y_rows)
-    return y if out is None else out
+    return normed(x, True, residual, scale, weight, eps, weight_offset, out, False, None)
 
 
 def residual_add(x, residual, scale=1.0):

@@ -144,7 +144,8 @@ def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0,
     >>> fastrms.rms_scale(left, total, 2), fastrms.rms_scale(right, total, 2)
     (array([[0.8485278]], dtype=float32), array([[1.1313704]], dtype=float32))
     """
-    return normed(x, weight, eps, weight_offset, out, False, (sum_squares, size))
+    return normed(x, False, None, None, weight, eps, weight_offset, out, False,
+                  (sum_squares, size))
 
 
 def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=1e-5, *,
