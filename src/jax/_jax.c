@@ -91,19 +91,25 @@ static int same_shape(const xla_buffer *a, const xla_buffer *b) {
 /* Cut x into parts by weight's leading axes. */
 static const char *cut(call *c, const xla_buffer *dweight) {
     const xla_buffer *x = c->x, *w = c->weight;
-    int64_t axis, leading = w ? w->rank - 1 : 0;
+    const char *wrong = "a weight or dweight that does not fit x";
+    int64_t axis, weights = 1, leading = w ? w->rank - 1 : 0;
     if (leading >= x->rank) return "a weight with more axes than x";
+    if (dweight && dweight->rank != w->rank) return wrong;
     c->parts = c->first.rows = 1;
     c->first.n = x->dims[x->rank - 1];
+    if (w && w->dims[leading] != c->first.n) return wrong;
+    if (dweight && dweight->dims[leading] != c->first.n) return wrong;
     for (axis = 0; axis < leading; axis++) {
-        if (w->dims[axis] != 1 && w->dims[axis] != x->dims[axis]) break;
-        if (dweight && (dweight->rank != w->rank || dweight->dims[axis] != x->dims[axis])) break;
+        if (w->dims[axis] != 1 && w->dims[axis] != x->dims[axis]) return wrong;
+        if (dweight && dweight->dims[axis] != x->dims[axis]) return wrong;
         c->parts *= x->dims[axis];
+        weights *= w->dims[axis];
     }
-    if (axis < leading || (w && w->dims[leading] != c->first.n) ||
-        (dweight && (dweight->rank != w->rank || dweight->dims[leading] != c->first.n)))
-        return "a weight or dweight that does not fit x";
     for (; axis < x->rank - 1; axis++) c->first.rows *= x->dims[axis];
+    if (weights == 1 && !dweight) { /* parts that share a weight are only more rows */
+        c->first.rows *= c->parts;
+        c->parts = 1;
+    }
     return NULL;
 }
 
@@ -215,15 +221,6 @@ static xla_error *run(const xla_frame *frame, operation which) {
     int error = FASTRMS_OK;
     const char *wrong = read_call(frame, which, &c);
     if (wrong) return refuse(frame, which, XLA_INVALID_ARGUMENT, wrong);
-    if (!c.first.dweight.data) { /* parts that share a weight are only more rows */
-        int64_t weights = 1;
-        for (int64_t axis = 0; c.weight && axis < c.weight->rank - 1; axis++)
-            weights *= c.weight->dims[axis];
-        if (weights == 1) {
-            c.first.rows *= c.parts;
-            c.parts = 1;
-        }
-    }
     if (!c.single || c.first.dweight.data) { /* the system backs only what is written */
         c.first.scratch_size = fastrms_api->any_scratch_bytes(c.first.rows, c.first.n, 0);
         c.first.scratch = malloc(c.first.scratch_size);
