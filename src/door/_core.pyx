@@ -25,7 +25,7 @@ include "schedule/staging.pxi"
 include "schedule/segments.pxi"
 # gives run, run_c, Plan, make_plan, scratch_bytes; uses tuning, threads, segments, staging
 include "schedule/schedule.pxi"
-# gives take_number*, is_eps, as_size, checked_size, MOST_SIZE; uses nothing
+# gives take_number*, is_eps, as_integer, checked_size, MOST_SIZE; uses nothing
 include "door/numbers.pxi"
 # gives as_array, check_*, shape_of, refuse_masked, new_like, copy_of, kind_of; uses nothing
 include "door/arrays.pxi"
@@ -45,7 +45,7 @@ include "door/split.pxi"
 include "door/c_api.pxi"
 # gives nothing; uses tuning, threads, staging, schedule, c_api
 include "door/c_any.pxi"
-# gives nothing; uses isa, threads
+# gives nothing; uses isa, threads, numbers
 include "door/settings.pxi"
 
 

@@ -92,7 +92,8 @@ cdef inline object normed(object x, bint add, object residual, object scale, obj
     if add:
         take_number(&job.scale, scale, "scale")
     if sums is not None:
-        size, squares = as_size(sums[1]), as_sums(sums[0], "sum_squares")
+        size = as_integer(sums[1], "size", "below 2**40")
+        squares = as_sums(sums[0], "sum_squares")
     x_in, w, y = as_array(x, "x"), as_array(weight, "weight"), as_array(out, "out")
     total = as_array(residual, "residual") if add else None
     take_x(&job, x_in, &other)
@@ -152,7 +153,7 @@ cdef tuple gradients(object dy, object x, object weight, object eps, object weig
     cdef bint to_dweight = adds & FASTRMS_DWEIGHT and dweight is not None
     take_numbers(&job, eps, weight_offset)
     if sums is not None:
-        size = as_size(sums[2])
+        size = as_integer(sums[2], "size", "below 2**40")
         squares, products = as_sums(sums[0], "sum_squares"), as_sums(sums[1], "sum_products")
     dy_in, x_in, w = as_array(dy, "dy"), as_array(x, "x"), as_array(weight, "weight")
     dx_out, dweight_out = as_array(dx, "dx"), as_array(dweight, "dweight")

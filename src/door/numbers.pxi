@@ -65,15 +65,15 @@ cdef inline bint is_eps(double value) noexcept nogil:
     return 0 <= bits <= INFINITY_BITS or bits == INT64_MIN   # or -0.0
 
 
-cdef Py_ssize_t as_size(object value) except? -1:
-    """Convert `size`, the full length of a split row."""
-    refuse_masked_number(value, "size")
+cdef Py_ssize_t as_integer(object value, str name, str wanted) except? -1:
+    """Convert an integer. wanted: its range, for the message of one that is larger than any."""
+    refuse_masked_number(value, name)
     try:
         return value
     except TypeError:
-        raise TypeError(f"size must be an integer, got {type(value).__name__}") from None
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
     except OverflowError:
-        raise ValueError("size must be below 2**40, got a larger integer") from None
+        raise ValueError(f"{name} must be {wanted}, got a larger integer") from None
 
 
 cdef Py_ssize_t checked_size(Py_ssize_t size, Py_ssize_t n) except -1:

@@ -36,13 +36,7 @@ def set_num_threads(n):
     ``threadpool_limits(n)`` of threadpoolctl is ``set_num_threads(n)`` until it ends. A process
     forked from this one runs on one thread, because threads do not survive a fork.
     """
-    cdef Py_ssize_t count
-    try:
-        count = n
-    except TypeError:
-        raise TypeError(f"n must be an integer, got {type(n).__name__}") from None
-    except OverflowError:
-        raise ValueError(f"n must be 1 to {POOL_MOST} threads, got a larger integer") from None
+    cdef Py_ssize_t count = as_integer(n, "n", f"1 to {POOL_MOST} threads")
     if not 1 <= count <= POOL_MOST:
         raise ValueError(f"n must be 1 to {POOL_MOST} threads, got {count}")
     if count > 1 and not POOL_EXISTS:
