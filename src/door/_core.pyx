@@ -81,8 +81,9 @@ def rms_norm(x, weight=None, eps=1e-5, *, weight_offset=0.0, out=None, accumulat
         If an array is not native float16, bfloat16, float32 or float64 (nothing else is converted),
         is masked, or is no array; or a number is not one.
     ValueError
-        If a shape does not fit or has no axis, eps is negative or NaN, `out` is read-only, or
-        `accumulate` has no `out` to add to. After an error every array is unchanged.
+        If a shape does not fit or has no axis, eps is negative or NaN, an output is read-only, or
+        `accumulate` is another value or has no output to add to. After an error every array is
+        unchanged.
 
     Notes
     -----
@@ -139,13 +140,9 @@ def rms_norm_backward(dy, x, weight=None, eps=1e-5, *, weight_offset=0.0, dx=Non
 
     Raises
     ------
-    TypeError
-        If an array is not native float16, bfloat16, float32 or float64 (nothing else is converted),
-        is masked, or is no array; or a number is not one.
-    ValueError
-        If a shape does not fit or has no axis, eps is negative or NaN, an output is read-only or
-        shares memory with the other, `dweight` comes without `weight`, or `accumulate` is another
-        name or has nothing to add to. After an error every array is unchanged.
+    TypeError, ValueError
+        As `rms_norm`. A ValueError too if `dx` and `dweight` share memory, or `dweight` comes
+        without `weight`. After an error every array is unchanged.
 
     Notes
     -----
@@ -196,12 +193,9 @@ def add_rms_norm(x, residual, weight=None, eps=1e-5, *, weight_offset=0.0, scale
 
     Raises
     ------
-    TypeError
-        If an array is not native float16, bfloat16, float32 or float64 (nothing else is converted),
-        is masked, or is no array; or a number is not one.
-    ValueError
-        If a shape does not fit or has no axis, eps is negative or NaN, an output is read-only, or
-        `out` shares memory with `residual`. After an error every array is unchanged.
+    TypeError, ValueError
+        As `rms_norm`. A ValueError too if `out` shares memory with `residual`. After an error every
+        array is unchanged.
 
     Notes
     -----
@@ -242,12 +236,8 @@ def residual_add(x, residual, scale=1.0):
 
     Raises
     ------
-    TypeError
-        If an array is not native float16, bfloat16, float32 or float64 (nothing else is converted),
-        is masked, or is no array; or a number is not one.
-    ValueError
-        If the shapes differ, have no axis, or `residual` is read-only. After an error every array
-        is unchanged.
+    TypeError, ValueError
+        As `rms_norm`. After an error both arrays are unchanged.
 
     Notes
     -----

@@ -75,11 +75,8 @@ def sum_products(dy, x, weight=None, *, weight_offset=0.0, out=None):
 
     Raises
     ------
-    TypeError
-        If `dy`, `x` or `weight` is not native float16, bfloat16, float32 or float64, `out` not
-        native float64, or one of them is masked; or weight_offset is not a number.
-    ValueError
-        If the shapes do not fit or have no axis, or `out` is read-only. After an error every
+    TypeError, ValueError
+        As `sum_squares`. A TypeError too if weight_offset is not a number. After an error every
         array is unchanged.
 
     Examples
@@ -124,12 +121,9 @@ def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0,
 
     Raises
     ------
-    TypeError
-        If an array is not native or has another dtype, or is masked; if size is not an integer, or
-        eps or weight_offset not a number.
-    ValueError
-        If a shape does not fit or has no axis, size is out of range, eps is negative or NaN, or
-        `out` is read-only. After an error every array is unchanged.
+    TypeError, ValueError
+        As `rms_norm`, and if `sum_squares` is not native float64, or `size` no integer or out of
+        range. After an error every array is unchanged.
 
     Notes
     -----
