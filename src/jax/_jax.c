@@ -22,14 +22,14 @@
 #include "fastrms.h"
 #include "xla_ffi.h"
 
-typedef enum { NORM, ADD, BACKWARD, ADD_BACKWARD, OPERATIONS } operation;
+typedef enum { NORM, ADD, BACKWARD, ADD_BACKWARD } operation;
 
 static const struct {
     const char *target;
     int inputs;   /* without the weight */
     int outputs;  /* without dweight */
     int gradient;
-} TABLE[OPERATIONS] = {
+} TABLE[] = {
     {"fastrms_rms_norm", 1, 1, 0},
     {"fastrms_add_rms_norm", 2, 2, 0},
     {"fastrms_rms_norm_backward", 2, 1, 1},
@@ -257,27 +257,23 @@ static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, .m_name = "fastrms._jax",
     .m_doc = "Targets for jax.ffi.register_ffi_target, by name.", .m_size = -1};
 
+static PyObject *target(xla_error *(*handler)(xla_frame *)) {
+    return PyCapsule_New((void *)handler, "xla._CUSTOM_CALL_TARGET", NULL);
+}
+
 PyMODINIT_FUNC PyInit__jax(void) {
-    xla_error *(*handlers[OPERATIONS])(xla_frame *) = {handle_norm, handle_add, handle_backward,
-                                                       handle_add_backward};
     PyObject *module, *targets;
     if (import_fastrms() < 0) return NULL;
     module = PyModule_Create(&definition);
+    if (!module) return NULL;
 #ifdef Py_GIL_DISABLED
-    if (module) PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED);
+    PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED);
 #endif
-    targets = PyDict_New();
-    if (!module || !targets || PyModule_AddObjectRef(module, "targets", targets) < 0) goto failed;
-    for (int i = 0; i < OPERATIONS; i++) {
-        PyObject *target = PyCapsule_New((void *)handlers[i], "xla._CUSTOM_CALL_TARGET", NULL);
-        int failed = !target || PyDict_SetItemString(targets, TABLE[i].target, target) < 0;
-        Py_XDECREF(target);
-        if (failed) goto failed;
-    }
-    Py_DECREF(targets);
-    return module;
-failed:
+    targets = Py_BuildValue("{sNsNsNsN}", TABLE[NORM].target, target(handle_norm),
+                            TABLE[ADD].target, target(handle_add),
+                            TABLE[BACKWARD].target, target(handle_backward),
+                            TABLE[ADD_BACKWARD].target, target(handle_add_backward));
+    if (PyModule_AddObjectRef(module, "targets", targets) < 0) Py_CLEAR(module);
     Py_XDECREF(targets);
-    Py_XDECREF(module);
-    return NULL;
+    return module;
 }
