@@ -43,14 +43,7 @@ def sum_squares(x, *, out=None):
     >>> fastrms.sum_squares(np.array([[3, 4]], np.float32))
     array([25.])
     """
-    cdef Job job
-    cdef cnp.ndarray x_in, target
-    cdef bint other = False
-    take_numbers(&job, 0.0, 0.0)
-    x_in, target = as_array(x, "x"), as_sums_output(out)
-    take_x(&job, x_in, &other)
-    target = sums_of_rows(&job, x_in, None, None, target, other)
-    return target if out is None else out
+    return row_sums(False, None, x, None, 0.0, out)
 
 
 def sum_products(dy, x, weight=None, *, weight_offset=0.0, out=None):
@@ -85,16 +78,7 @@ def sum_products(dy, x, weight=None, *, weight_offset=0.0, out=None):
     >>> fastrms.sum_products(np.array([[1, 2]], np.float32), np.array([[3, 4]], np.float32))
     array([11.])
     """
-    cdef Job job
-    cdef cnp.ndarray x_in, dy_in, w, target
-    cdef bint other = False
-    take_numbers(&job, 0.0, weight_offset)
-    dy_in, x_in, w = as_array(dy, "dy"), as_array(x, "x"), as_array(weight, "weight")
-    target = as_sums_output(out)
-    take_x(&job, x_in, &other)
-    check_like(dy_in, "dy", x_in, "x", &other)
-    target = sums_of_rows(&job, x_in, dy_in, w, target, other)
-    return target if out is None else out
+    return row_sums(True, dy, x, weight, weight_offset, out)
 
 
 def rms_scale(x, sum_squares, size, weight=None, eps=1e-5, *, weight_offset=0.0, out=None):
@@ -189,33 +173,40 @@ def rms_scale_backward(dy, x, sum_squares, sum_products, size, weight=None, eps=
                      (sum_squares, sum_products, size))
 
 
-cdef cnp.ndarray sums_of_rows(Job* job, cnp.ndarray x, cnp.ndarray dy, cnp.ndarray w,
-                              cnp.ndarray target, bint other):
-    """Sum the squares of each row, or with dy its products; return the sums, in `target` or a new
-    array. `other`: x or dy is no float32."""
+cdef object row_sums(bint products, object dy, object x, object weight, object weight_offset,
+                     object out):
+    """Sum the squares of each row of x, or its products with dy, which is None for squares."""
+    cdef Job job
     cdef Axis[MOST_AXES] axes
     cdef const Table* table = kernels
-    cdef cnp.ndarray row_sums, x_rows, dy_rows
+    cdef cnp.ndarray x_in, dy_in, w, target, sums, x_rows, dy_rows
+    cdef bint other = False
+    take_numbers(&job, 0.0, weight_offset)
+    dy_in, x_in, w = as_array(dy, "dy"), as_array(x, "x"), as_array(weight, "weight")
+    target = as_sums_output(out)
+    take_x(&job, x_in, &other)
+    if products:
+        check_like(dy_in, "dy", x_in, "x", &other)
     if w is not None:
         check_vector(w, "weight", job.n, &other)
     if target is not None:
-        check_sums(target, "out", x, output=True)
+        check_sums(target, "out", x_in, output=True)
     # Always new: `out` may be anywhere, in any order, and sums are few.
-    row_sums = cnp.PyArray_ZEROS(cnp.PyArray_NDIM(x) - 1, cnp.PyArray_DIMS(x), cnp.NPY_DOUBLE, 0)
-    x_rows, dy_rows = rows_of(x), None if dy is None else rows_of(dy)
-    set_arrays(job, axes, x_rows, dy_rows, None, None, None, other)
+    sums = cnp.PyArray_ZEROS(cnp.PyArray_NDIM(x_in) - 1, cnp.PyArray_DIMS(x_in), cnp.NPY_DOUBLE, 0)
+    x_rows, dy_rows = rows_of(x_in), rows_of(dy_in) if products else None
+    set_arrays(&job, axes, x_rows, dy_rows, None, None, None, other)
     if other:
-        table = kernels_for(job, axes)
-        w = vector_for(job, w, True)
+        table = kernels_for(&job, axes)
+        w = vector_for(&job, w, True)
     if w is not None:
         w = rows_of(w)
         job.weight = <const float*>cnp.PyArray_DATA(w)
-    if dy is None:
-        job.squares = <double*>cnp.PyArray_DATA(row_sums)
+    if products:
+        job.products = <double*>cnp.PyArray_DATA(sums)
     else:
-        job.products = <double*>cnp.PyArray_DATA(row_sums)
-    run(table, table.row_squares if dy is None else table.row_products, job, NULL, False)
+        job.squares = <double*>cnp.PyArray_DATA(sums)
+    run(table, table.row_products if products else table.row_squares, &job, NULL, False)
     if target is None:
-        return row_sums
-    write_back(target, row_sums)
-    return target
+        return sums
+    write_back(target, sums)
+    return out
