@@ -19,12 +19,8 @@ cdef inline int take_array(const fastrms_array* array, const float** data, Py_ss
     return bad_kind(array.kind)
 
 
-cdef inline int flags_of(const fastrms_call* call, Operation operation) noexcept nogil:
-    """Return `flags`, 0 for a function that has none."""
-    return 0 if operation == ADD else call.flags
-
-
-cdef int init_any(Job* job, const fastrms_call* call, Operation operation) noexcept nogil:
+cdef int init_any(Job* job, const fastrms_call* call, Operation operation,
+                  int flags) noexcept nogil:
     """Check a call, and set up its job."""
     cdef int error = init_c_job(job, call.rows, call.n, call.n,
                                 0.0 if operation == ADD else call.eps, call.weight_offset,
@@ -40,7 +36,7 @@ cdef int init_any(Job* job, const fastrms_call* call, Operation operation) noexc
     if operation == BACKWARD:
         error = (error or take_array(&call.dy, &job.dy, &job.dy_stride, &job.kinds.dy)
                  or take_array(&call.dx, <const float**>&job.dx, &job.dx_stride, &job.kinds.dx))
-    if error == FASTRMS_OK and not has_flags(operation, flags_of(call, operation)):
+    if error == FASTRMS_OK and not has_flags(operation, flags):
         return FASTRMS_BAD_FLAG
     return error or bad_arrays(job, operation, call.weight.data, call.weight.kind,
                                call.dweight.data, call.dweight.kind)
@@ -51,10 +47,10 @@ cdef int run_any(const fastrms_call* call, Operation operation) noexcept nogil:
     cdef Job job
     cdef Axis axis
     cdef const Table* table
-    cdef int error = init_any(&job, call, operation)
+    cdef int flags = 0 if operation == ADD else call.flags      # residual_add has none
+    cdef int error = init_any(&job, call, operation, flags)
     cdef char* free = <char*>call.scratch
     cdef void* dweight = NULL
-    cdef int flags = flags_of(call, operation)
     if error or is_done(&job, operation):
         return error
     if bad_pointer(call.scratch, sizeof(double)):
