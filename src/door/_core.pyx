@@ -33,7 +33,7 @@ include "door/arrays.pxi"
 include "door/overlap.pxi"
 # gives rows_of, write_back, set_arrays, convert_array, MOST_AXES; uses staging, arrays
 include "door/strides.pxi"
-# gives as_sums*, check_sums, sums_beside; uses arrays, overlap
+# gives as_sums, check_sums, sums_beside; uses arrays, overlap
 include "door/split_sums.pxi"
 # gives take_x, init_job, vector_for, normed, gradients;
 # uses isa, tuning, staging, schedule, numbers, arrays, overlap, strides, split_sums

@@ -183,7 +183,7 @@ cdef object row_sums(bint products, object dy, object x, object weight, object w
     cdef bint other = False
     take_numbers(&job, 0.0, weight_offset)
     dy_in, x_in, w = as_array(dy, "dy"), as_array(x, "x"), as_array(weight, "weight")
-    target = as_sums_output(out)
+    target = None if out is None else as_sums(out, "out", output=True)
     take_x(&job, x_in, &other)
     if products:
         check_like(dy_in, "dy", x_in, "x", &other)

@@ -5,22 +5,16 @@ import numpy as np
 cimport numpy as cnp
 
 
-cdef cnp.ndarray as_sums(object value, str name):
-    """Return sums as a plain ndarray; they come as one, or as a float64 scalar for a single row."""
+cdef cnp.ndarray as_sums(object value, str name, bint output=False):
+    """Return sums as a plain ndarray. Those of a single row may come as a float64 scalar, which
+    cannot be an output."""
     if cnp.PyArray_CheckExact(value):
         return <cnp.ndarray>value
     refuse_masked(value, name)
-    if not isinstance(value, (cnp.ndarray, np.float64)):
-        raise TypeError(f"{name} must be a float64 numpy.ndarray, got {type(value).__name__}")
-    return np.asarray(value)
-
-
-cdef cnp.ndarray as_sums_output(object out):
-    if out is None:
-        return None
-    if isinstance(out, np.float64):
-        raise TypeError("out must be a float64 numpy.ndarray, got a scalar, which stays as it is")
-    return as_sums(out, "out")
+    if isinstance(value, cnp.ndarray) or (isinstance(value, np.float64) and not output):
+        return np.asarray(value)
+    got = "a scalar" if isinstance(value, np.float64) else type(value).__name__
+    raise TypeError(f"{name} must be a float64 numpy.ndarray, got {got}")
 
 
 cdef int check_sums(cnp.ndarray array, str name, cnp.ndarray x, bint output=False) except -1:
