@@ -129,11 +129,13 @@ static inline vec take_vec(const float *from, ptrdiff_t count) {
 #elif defined(__AVX__)
     static const int32_t mask[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
     return (vec)_mm256_maskload_ps(from, _mm256_loadu_si256((const __m256i *)(mask + 8 - count)));
-#else
-    float values[VEC] = {0};
+#elif VEC > 1  /* in a register: to load what was just stored in parts would stall */
+    vec value = splat(0);
     for (int k = 0; k < VEC - 1; k++)
-        if (k < count) values[k] = from[k];
-    return load(values);
+        if (k < count) value[k] = from[k];
+    return value;
+#else
+    return 0;
 #endif
 }
 
@@ -151,13 +153,7 @@ static inline void put_vec(float *to, vec value, ptrdiff_t count) {
 /* Load the first `count` floats as doubles, WIDE at most, and zeros. */
 static inline wide take(const float *from, ptrdiff_t count) {
     if (count >= WIDE) return widen(from);
-#ifdef __AVX__
     return widen_half(take_vec(from, count), 0);
-#else
-    float values[VEC];
-    store(values, take_vec(from, count));
-    return widen(values);
-#endif
 }
 
 /* Keep the first `count` < WIDE doubles; zero the rest, NaNs included. */
