@@ -42,8 +42,7 @@ static inline uint16_t to_float16(float value) {
 
 static inline uint16_t to_bfloat16(float value) {
     const uint32_t bits = bits_of(value);
-    const uint32_t rounded = (bits & 0x7fffffff) > 0x7f800000 ? bits | 0x400000
-                                                             : bits + 0x7fff + (bits >> 16 & 1);
+    const uint32_t rounded = value != value ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);
     return (uint16_t)(rounded >> 16);
 }
 
