@@ -22,8 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # as in test_torch_capture.py
 @pytest.fixture
 def calls(monkeypatch):
     """Return a list of the calls of our kernels."""
-    seen, run = [], kernels.run
-    monkeypatch.setattr(kernels, "run", lambda *a, **named: (seen.append(a), run(*a, **named))[1])
+    seen, take = [], kernels.take_scratch
+    monkeypatch.setattr(kernels, "take_scratch", lambda *a: (seen.append(a), take(*a))[1])
     return seen
 
 

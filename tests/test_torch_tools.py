@@ -62,8 +62,8 @@ def test_a_mode_sees_the_functions_of_torch(x, model):
 
 
 def test_a_default_device_is_no_capture(x, monkeypatch):
-    seen, run = [], kernels.run
-    monkeypatch.setattr(kernels, "run", lambda *a, **named: (seen.append(a), run(*a, **named))[1])
+    seen, take = [], kernels.take_scratch
+    monkeypatch.setattr(kernels, "take_scratch", lambda *a: (seen.append(a), take(*a))[1])
     with torch.device("cpu"), torch.no_grad():
         patched_model()(x)
     assert len(seen) == 1
@@ -170,8 +170,8 @@ rank, size, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 store = torch.distributed.FileStore(path, size)
 torch.distributed.init_process_group("gloo", rank=rank, world_size=size, store=store)
 mesh = init_device_mesh("cpu", (size,))
-calls, run = [], kernels.run
-kernels.run = lambda *given, **named: (calls.append(1), run(*given, **named))[1]
+calls, take = [], kernels.take_scratch
+kernels.take_scratch = lambda *given: (calls.append(1), take(*given))[1]
 
 def model(patched):
     torch.manual_seed(0)
