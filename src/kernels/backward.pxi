@@ -7,7 +7,7 @@
 
 from libc.string cimport memset
 
-from kernels.job cimport ACCUMULATE, FETCH, GROUP, STORE, STREAM, GradientSums, Job, Store
+from kernels.job cimport ACCUMULATE, BY_FLOAT64, FETCH, GROUP, STORE, STREAM, GradientSums, Job, Store
 from kernels.simd cimport (
     VEC, WIDE, load_wide, narrow, put_vec, root, splat, splat_wide, store_wide, stream_fence,
     take_vec, vec, wide, widen,
@@ -18,9 +18,9 @@ from machine.caches cimport floats_to_line, prefetch, prefetch_write
 cdef void start_batch(Batch* batch, const Job* job, Py_ssize_t first,
                       Py_ssize_t count) noexcept nogil:
     """Phase one of a batch. batch OUT; its rows past `count` are unused."""
-    cdef wide inv_rms, mean, lift = splat_wide(1 if job.weight == NULL else LIFT_DY)
+    cdef wide inv_rms, mean, slope, lift = splat_wide(1 if job.weight == NULL else LIFT_DY)
     cdef Py_ssize_t r = 0
-    batch.first, batch.count = first, count
+    batch.first, batch.count, batch.fits_float32 = first, count, 0
     if job.weight == NULL:
         sum_for_weight(batch, job, False)
     else:
@@ -29,13 +29,13 @@ cdef void start_batch(Batch* batch, const Job* job, Py_ssize_t first,
         inv_rms = splat_wide(1) / root(
             load_wide(batch.squares + r) * splat_wide(job.inv_n) + splat_wide(job.eps))
         mean = load_wide(batch.products + r) * inv_rms * splat_wide(job.inv_n)
-        store_wide(batch.inv_rms + r, inv_rms)
-        store_wide(batch.mean + r, mean)
+        slope = mean * inv_rms * inv_rms
         narrow(batch.inv32 + r, inv_rms * lift)
-        narrow(batch.slope32 + r, mean * inv_rms * inv_rms)
+        narrow(batch.slope32 + r, slope)
+        batch.fits_float32 |= fits_float32(inv_rms, mean, slope, widen(batch.dy_peak + r)) << r
         r += WIDE
-    for r in range(count):
-        batch.fits_float32[r] = fits_float32(batch, r, job)
+    if job.path == BY_FLOAT64:
+        batch.fits_float32 = 0
 
 
 cdef struct Row:
@@ -160,10 +160,9 @@ cdef inline void gradient_for_store(Group* group, double* dweight, const Batch* 
     cdef Py_ssize_t r = 0
     cdef bint pair, pairs = mode != STREAM or job.dx_stride % LINE == 0
     while r < batch.count:
-        pair = (pairs and r + 1 < batch.count
-                and batch.fits_float32[r] and batch.fits_float32[r + 1])
+        pair = pairs and r + 1 < batch.count and batch.fits_float32 >> r & 3 == 3
         group.ends = last and r + pair == batch.count - 1
-        if not batch.fits_float32[r]:
+        if not batch.fits_float32 >> r & 1:
             gradient_in_float64(job, batch.first + r, batch.first + r + 1, dweight)
         elif group.terms == NULL and pair:
             gradient_row(group, batch, r, job, False, mode, True)
@@ -239,12 +238,11 @@ cdef bint backward_few(const Job* job, void* dweight) noexcept nogil:
     would be most of the work. Return False, and write nothing, if a row does not fit."""
     cdef Batch batch
     cdef Group group
-    cdef Py_ssize_t row
+    cdef unsigned every = (1 << job.rows) - 1
     memset(&batch, 0, sizeof(batch))
     start_batch(&batch, job, 0, job.rows)
-    for row in range(job.rows):
-        if not batch.fits_float32[row]:
-            return False
+    if batch.fits_float32 & every != every:
+        return False
     group.terms, group.begins, group.padded = <float*>dweight, True, False
     gradient_batch(&group, NULL, &batch, job, True)
     if job.store == STREAM:

@@ -5,11 +5,11 @@
 # with zeros. Lane k of 8 takes ((e0 + e2) + (e4 + e6)) + ((e1 + e3) + (e5 + e7)) of each block in
 # float32, and adds these in float64. The lanes are folded 4 + 4, 2 + 2, 1 + 1.
 
-from libc.math cimport fabs
+from libc.math cimport INFINITY
 
 from kernels.job cimport BY_FLOAT64, GROUP, Job, Path
 from kernels.simd cimport (
-    EIGHT, VEC, WIDE, absolute, larger, largest, splat, splat_wide, take_vec, vec, wide,
+    EIGHT, VEC, WIDE, absolute, between, larger, largest, splat, splat_wide, take_vec, vec, wide,
     widen_folded, widen_half,
 )
 
@@ -33,12 +33,10 @@ cdef struct Batch:
     Py_ssize_t count
     double[GROUP] squares   # sum of x * x
     double[GROUP] products  # sum of g * x, g = dy * (weight_offset + weight)
-    double[GROUP] inv_rms
-    double[GROUP] mean      # of g * xhat
     float[GROUP] dy_peak    # the largest |dy|
     float[GROUP] inv32      # 1 / rms, times LIFT_DY if there is a weight
     float[GROUP] slope32    # mean / rms**2
-    bint[GROUP] fits_float32    # phase two may run in float32
+    unsigned fits_float32   # a bit for each row: phase two may run in float32
 
 
 cdef struct Lanes:      # 8 a sum
@@ -111,16 +109,17 @@ cdef inline void sum_for_weight(Batch* batch, const Job* job, bint weighted) noe
         x += job.x_stride
 
 
-cdef inline bint fits_float32(const Batch* batch, Py_ssize_t r, const Job* job) noexcept nogil:
-    """Return whether float32 gives dx within 15 u of its terms' magnitudes (docs/numerics.md).
+cdef inline unsigned fits_float32(wide inv_rms, wide mean, wide slope, wide dy_peak) noexcept nogil:
+    """Return a bit for each row: whether float32 gives dx within 15 u of its terms' magnitudes
+    (docs/numerics.md).
 
     A sum that overflowed is Inf or NaN here, and fails. A dy of zeros has a mean of 0, and fits.
     """
-    cdef double inv_rms = batch.inv_rms[r]
-    return (job.path != BY_FLOAT64 and SMALL_ROW_INV <= inv_rms <= LARGE_ROW_INV
-            and batch.dy_peak[r] * inv_rms <= LARGE_DY
-            and (batch.dy_peak[r] == 0 or (fabs(batch.mean[r]) >= SMALL_MEAN
-                                           and fabs(batch.slope32[r]) <= LARGE_SLOPE)))
+    return (between(inv_rms, SMALL_ROW_INV, LARGE_ROW_INV)
+            & between(dy_peak * inv_rms, 0, LARGE_DY)
+            & (between(dy_peak, 0, 0)
+               | ((between(mean, SMALL_MEAN, INFINITY) | between(mean, -INFINITY, -SMALL_MEAN))
+                  & between(slope, -LARGE_SLOPE, LARGE_SLOPE))))
 
 
 cdef Path backward_path(const Job* job) noexcept nogil:

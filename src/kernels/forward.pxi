@@ -18,7 +18,7 @@ cdef inline void norm_rows(const Job* job, Py_ssize_t first, Py_ssize_t last,
     cdef bint within
     count = 0
     while count < min(job.batch, last - first):     # invert takes whole wides
-        store_wide(squares + count, splat_wide(0))
+        store_wide(squares + count, splat_wide(job.size))
         count += WIDE
     while first < last:
         count = min(job.batch, last - first)

@@ -8,7 +8,7 @@ from kernels.job cimport (
 )
 from kernels.kinds cimport FLOAT16, FLOAT32
 from kernels.simd cimport (
-    LANES, VEC, WIDE, absolute, larger, largest, load, load_wide, root, round_bfloat16,
+    ALL_WIDE, LANES, VEC, WIDE, absolute, between, larger, largest, load, load_wide, root, round_bfloat16,
     round_float16, splat, splat_wide, store_wide, take_vec, vec, wide,
 )
 from machine.caches cimport floats_to_line, prefetch, prefetch_write
@@ -85,17 +85,14 @@ cdef inline bint invert(double* inv_rms, const double* squares, Py_ssize_t rows,
     long before 1 / rms.
     """
     cdef wide mean
-    cdef double[WIDE] means
-    cdef Py_ssize_t r = 0, k
-    cdef bint within = True
+    cdef Py_ssize_t r = 0
+    cdef unsigned within = ALL_WIDE
     while r < rows:
         mean = load_wide(squares + r) * splat_wide(job.inv_n) + splat_wide(job.eps)
         store_wide(inv_rms + r, splat_wide(1) / root(mean))
-        store_wide(means, mean)
-        for k in range(min(<Py_ssize_t>WIDE, rows - r)):
-            within = within and SMALL_SQUARE <= means[k] <= LARGE_SQUARE
+        within &= between(mean, SMALL_SQUARE, LARGE_SQUARE)
         r += WIDE
-    return within
+    return within == ALL_WIDE
 
 
 cdef struct Scale:      # the factors of a row

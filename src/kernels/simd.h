@@ -248,6 +248,27 @@ static inline double total(wide value) {
 #endif
 }
 
+/* Return a bit for each double: whether it is in [low, high], and so no NaN. */
+static inline unsigned between(wide value, double low, double high) {
+#if defined(__AVX512F__)
+    return (unsigned)_mm512_mask_cmp_pd_mask(_mm512_cmp_pd_mask(value, splat_wide(low), _CMP_GE_OQ),
+                                             value, splat_wide(high), _CMP_LE_OQ);
+#elif defined(__AVX__)
+    return (unsigned)_mm256_movemask_pd(
+        _mm256_and_pd(_mm256_cmp_pd(value, splat_wide(low), _CMP_GE_OQ),
+                      _mm256_cmp_pd(value, splat_wide(high), _CMP_LE_OQ)));
+#elif defined(__SSE2__) && VEC > 1
+    return (unsigned)_mm_movemask_pd(_mm_and_pd(_mm_cmpge_pd(value, splat_wide(low)),
+                                                _mm_cmple_pd(value, splat_wide(high))));
+#else
+    double values[WIDE];
+    unsigned bits = 0;
+    store_wide(values, value);
+    for (int k = 0; k < WIDE; k++) bits |= (unsigned)(values[k] >= low && values[k] <= high) << k;
+    return bits;
+#endif
+}
+
 /* |value|; and the larger of each pair, b if one is NaN. */
 static inline vec absolute(vec value) {
 #if VEC > 1

@@ -8,6 +8,7 @@ cdef extern from "kernels/simd.h" nogil:
         WIDES   # LANES // WIDE
         SIXTEEN "(16 / WIDE)"   # wides of 16 lanes
         EIGHT "(8 / WIDE)"      # wides of 8 lanes
+        ALL_WIDE "((1 << WIDE) - 1)"    # a bit for each double of a wide
     vec splat(float value)
     wide splat_wide(double value)
     vec load(const float* source)
@@ -30,6 +31,7 @@ cdef extern from "kernels/simd.h" nogil:
     vec round_float16(vec value)
     vec round_bfloat16(vec value)
     double total(wide value)
+    unsigned between(wide value, double low, double high)
     vec absolute(vec value)
     vec larger(vec a, vec b)
     float largest(vec value)
