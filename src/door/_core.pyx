@@ -15,10 +15,10 @@ cnp.import_array()
 
 # gives kernels, current, *_isa, available_isas, ISA_MODULES; uses nothing
 include "schedule/isa.pxi"
-# gives tune, whole_lines; uses nothing
-include "schedule/tuning.pxi"
 # gives thread*, is_brief, RELEASE_GIL, parallel_from, _run_serially_after_fork; uses nothing
 include "schedule/threads.pxi"
+# gives tune, whole_lines; uses threads
+include "schedule/tuning.pxi"
 # gives run_staged, staged_rows, *_bytes, kernels_for, kind_size, convert_vector, ABSENT; uses isa
 include "schedule/staging.pxi"
 # gives run_rows; uses staging

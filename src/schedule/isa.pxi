@@ -1,5 +1,6 @@
 # The choice of instruction set: one module of kernels for each, imported only after the CPU and the
-# operating system were asked. "v3+v4" is v3, but v4 for backward. FASTRMS_ISA forces a choice.
+# operating system were asked. "v3+v4" is v3, but v4 for backward and for rows of float64.
+# FASTRMS_ISA forces a choice.
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -30,9 +31,9 @@ def available_isas():
 def preferred_isa():
     """Return the fastest choice for `use_isa`.
 
-    Zen 4 halves a vector of AVX-512, and its conversions to float64 take four times as long. v4
-    takes 1.14 to 1.28 times the time of v3 forward, but of backward, which converts less, 0.88 at
-    64 x 1024, 0.98 at 16 x 4096, 0.99 at 65536 x 128.
+    Zen 4 halves a vector of AVX-512, and converts one in four times as long. v4 takes 1.04 to 1.28
+    times the time of v3 forward, but of backward, which converts less, 0.89 at 64 x 1024 and 0.95
+    at 16 x 4096; and of float64, at 64 x 1024, 0.98 forward and 0.88 backward.
     """
     available = available_isas()
     if available[-1] == "v4" and cpu_halves_v4():
@@ -48,20 +49,19 @@ def current():
 def use_isa(isa):
     """Switch every later call to other kernels: for tests and measurements.
 
-    isa is an instruction set, or two with a plus between them: "v3+v4" is v3, but v4 for backward.
-    Raises ImportError if one is unknown, was not compiled in, or does not run on this CPU.
+    isa is an instruction set, or two with a plus between them: "v3+v4" is v3, but v4 for backward
+    and for rows of float64. Raises ImportError if one is unknown, was not compiled in, or does not
+    run on this CPU.
     """
     global kernels, isa_in_use
     forward, plus, backward = isa.partition("+")
     cdef const Table* tables = tables_of(forward)
     cdef const Table* others
-    cdef int k
     if plus:
         others = tables_of(backward)
-        for k in range(2):
-            mixed[k] = tables[k]
-            mixed[k].backward, mixed[k].backward_few = others[k].backward, others[k].backward_few
-            mixed[k].row_products = others[k].row_products
+        mixed[0], mixed[1] = tables[0], others[1]
+        mixed[0].backward, mixed[0].backward_few = others[0].backward, others[0].backward_few
+        mixed[0].row_products = others[0].row_products
         tables = mixed
     kernels, isa_in_use = tables, isa
 
