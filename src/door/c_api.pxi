@@ -197,7 +197,7 @@ cdef int c_sum_squares(const float* x, ptrdiff_t x_stride, double* out,
     cdef Job job
     cdef int error = init_c_job(&job, rows, n, n, 0.0, 0.0, threads)
     job.x, job.x_stride, job.squares = x, x_stride, out
-    return error or run_c_sums(kernels.row_squares, &job, x, out, threads)
+    return error or run_c_sums(kernels.rms_norm, &job, x, out, threads)
 
 
 cdef int c_sum_products(const float* dy, ptrdiff_t dy_stride, const float* x, ptrdiff_t x_stride,
@@ -207,7 +207,7 @@ cdef int c_sum_products(const float* dy, ptrdiff_t dy_stride, const float* x, pt
     cdef int error = init_c_job(&job, rows, n, n, 0.0, weight_offset, threads)
     job.x, job.x_stride, job.products = x, x_stride, out
     job.dy, job.dy_stride, job.weight = dy, dy_stride, weight
-    return error or run_c_sums(kernels.row_products, &job, dy, out, threads)
+    return error or run_c_sums(kernels.backward, &job, dy, out, threads)
 
 
 cdef int run_c_sums(rows_kernel kernel, Job* job, const float* other, double* out,

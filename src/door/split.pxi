@@ -205,7 +205,7 @@ cdef object row_sums(bint products, object dy, object x, object weight, object w
         job.products = <double*>cnp.PyArray_DATA(sums)
     else:
         job.squares = <double*>cnp.PyArray_DATA(sums)
-    run(table, table.row_products if products else table.row_squares, &job, NULL, False)
+    run(table, table.backward if products else table.rms_norm, &job, NULL, False)
     if target is None:
         return sums
     write_back(target, sums)

@@ -7,7 +7,9 @@
 
 from libc.string cimport memset
 
-from kernels.job cimport ACCUMULATE, BY_FLOAT64, FETCH, GROUP, STORE, STREAM, GradientSums, Job, Store
+from kernels.job cimport (
+    ACCUMULATE, BY_FLOAT64, FETCH, GROUP, STORE, STREAM, GradientSums, Job, Store,
+)
 from kernels.simd cimport (
     VEC, WIDE, load_wide, narrow, put_vec, root, splat, splat_wide, store_wide, stream_fence,
     take_vec, vec, wide, widen,
@@ -118,10 +120,7 @@ cdef void gradient_edge(const Group* group, const Row* rows, Py_ssize_t i, Py_ss
     while i < end:
         count = min(<Py_ssize_t>VEC, end - i)
         room = VEC if group.padded else count
-        if pair:
-            gradient_vector(group, rows, i, count, room, weighted, mode, True)
-        else:
-            gradient_vector(group, rows, i, count, room, weighted, mode, False)
+        gradient_vector(group, rows, i, count, room, weighted, mode, pair)
         i += count
 
 
@@ -206,7 +205,7 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
 
     Groups of 8 rows are summed in float32, groups in float64. Error of dweight: 5 u a term and 7 u
     for a group's sums, 12 u = 7.2e-7 of sum |dy * xhat|. A call of at most 8 rows may continue a
-    group that an earlier one began, or leave its own open.
+    group that an earlier one began, or leave its own open. Without dx: job.products (rows,) OUT.
     """
     cdef Batch batch
     cdef Group group
@@ -214,7 +213,7 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
     cdef double* dweight = NULL if sums == NULL else sums.dweight
     group.terms = NULL if sums == NULL else sums.group
     group.begins, group.padded = sums == NULL or sums.begins, job.n < 256
-    if job.squares != NULL:
+    if job.squares != NULL or job.dx == NULL:
         gradient_in_float64(job, first, last, dweight)
         return
     memset(&batch, 0, sizeof(batch))
@@ -248,12 +247,6 @@ cdef bint backward_few(const Job* job, void* dweight) noexcept nogil:
     if job.store == STREAM:
         stream_fence()
     return True
-
-
-cdef void row_products(const Job* job, Py_ssize_t first, Py_ssize_t last,
-                       const GradientSums* _) noexcept nogil:
-    """Sum g * x over rows. job.products (rows,) OUT; job.dy, job.x (rows, n), weight (n,) IN."""
-    gradient_in_float64(job, first, last, NULL)
 
 
 cdef void add_block(double* dweight, const double* block, Py_ssize_t n) noexcept nogil:

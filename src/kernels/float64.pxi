@@ -283,7 +283,7 @@ cdef void scale_in_float64(float* y, const float* x, double inv_rms, bint weighs
 
 cdef void rms_norm_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
                       const GradientSums* _) noexcept nogil:
-    """Normalise rows as rms_norm does; without y, sum their squares as row_squares does."""
+    """Normalise rows as rms_norm does; without y, sum their squares."""
     run_64(job, first, last, NULL, 0)
 
 
@@ -295,6 +295,6 @@ cdef void add_rms_norm_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
 
 cdef void backward_64(const Job* job, Py_ssize_t first, Py_ssize_t last,
                       const GradientSums* sums) noexcept nogil:
-    """Compute what backward does; without dx, what row_products does. sums.dweight takes row after
-    row, and sums.group is not used."""
+    """Compute what backward does; without dx, sum its products. sums.dweight takes row after row,
+    and sums.group is not used."""
     run_64(job, first, last, NULL if sums == NULL else sums.dweight, BACKWARD)

@@ -48,9 +48,13 @@ cdef void rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last,
                    const GradientSums* _) noexcept nogil:
     """Normalise rows. job.y (rows, n) OUT or IN-OUT; job.x (rows, n), job.weight (n,) IN.
 
-    job.squares (rows,) IN, or NULL: the sums of squares over job.size floats.
+    job.squares (rows,) IN, or NULL: the sums of squares over job.size floats. Without y, OUT.
     """
-    norm_rows(job, first, last, False)
+    if job.y != NULL:
+        norm_rows(job, first, last, False)
+    else:
+        sum_squares(job.squares + first, job.x + first * job.x_stride, job.x_stride, last - first,
+                    job.n)
 
 
 cdef void add_rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last,
@@ -61,10 +65,3 @@ cdef void add_rms_norm(const Job* job, Py_ssize_t first, Py_ssize_t last,
     y may be x: the rows of x are read before those of y are written.
     """
     norm_rows(job, first, last, True)
-
-
-cdef void row_squares(const Job* job, Py_ssize_t first, Py_ssize_t last,
-                      const GradientSums* _) noexcept nogil:
-    """Sum the squares of rows. job.squares (rows,) OUT; job.x (rows, n) IN."""
-    sum_squares(job.squares + first, job.x + first * job.x_stride, job.x_stride, last - first,
-                job.n)

@@ -84,12 +84,10 @@ ctypedef void (*rows_kernel)(const Job* job, Py_ssize_t first, Py_ssize_t last,
 ctypedef struct Table:
     # Compute what every row needs: inv_n, offset32 and path.
     void (*start)(Job* job) noexcept nogil
-    rows_kernel rms_norm
+    rows_kernel rms_norm    # without y, sums of squares
     rows_kernel add_rms_norm
     rows_kernel residual_add
-    rows_kernel row_squares
-    rows_kernel row_products
-    rows_kernel backward
+    rows_kernel backward    # without dx, sums of products
     # dweight (n,) OUT, or NULL, of at most 8 rows. False, and nothing written, if one needs
     # float64. NULL for float64 rows.
     bint (*backward_few)(const Job* job, void* dweight) noexcept nogil

@@ -8,8 +8,8 @@ from kernels.job cimport (
 )
 from kernels.kinds cimport FLOAT16, FLOAT32
 from kernels.simd cimport (
-    ALL_WIDE, LANES, VEC, WIDE, absolute, between, larger, largest, load, load_wide, root, round_bfloat16,
-    round_float16, splat, splat_wide, store_wide, take_vec, vec, wide,
+    ALL_WIDE, LANES, VEC, WIDE, absolute, between, larger, largest, load, load_wide, root,
+    round_bfloat16, round_float16, splat, splat_wide, store_wide, take_vec, vec, wide,
 )
 from machine.caches cimport floats_to_line, prefetch, prefetch_write
 

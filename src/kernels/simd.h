@@ -257,9 +257,6 @@ static inline unsigned between(wide value, double low, double high) {
     return (unsigned)_mm256_movemask_pd(
         _mm256_and_pd(_mm256_cmp_pd(value, splat_wide(low), _CMP_GE_OQ),
                       _mm256_cmp_pd(value, splat_wide(high), _CMP_LE_OQ)));
-#elif defined(__SSE2__) && VEC > 1
-    return (unsigned)_mm_movemask_pd(_mm_and_pd(_mm_cmpge_pd(value, splat_wide(low)),
-                                                _mm_cmple_pd(value, splat_wide(high))));
 #else
     double values[WIDE];
     unsigned bits = 0;

@@ -23,11 +23,11 @@ include "kernels/add.pxi"
 include "kernels/float64.pxi"
 # gives choose_path, invert, scale_batch, DISTANCE, LINE; uses stores, float64
 include "kernels/scale.pxi"
-# gives rms_norm, add_rms_norm, row_squares; uses add, sums, scale
+# gives rms_norm, add_rms_norm; uses add, sums, scale
 include "kernels/forward.pxi"
 # gives sum_for_weight, fits_float32, backward_path, Batch, *_DY; uses sums, scale
 include "kernels/backward_sums.pxi"
-# gives backward, backward_few, row_products, add_block, store_dweight*;
+# gives backward, backward_few, add_block, store_dweight*;
 # uses stores, float64, scale, backward_sums
 include "kernels/backward.pxi"
 
@@ -52,10 +52,10 @@ cdef void start_64(Job* job) noexcept nogil:
 
 
 cdef Table[2] TABLES    # of float32 rows, and of float64 rows
-TABLES[0] = Table(start, rms_norm, add_rms_norm, residual_add, row_squares, row_products, backward,
-                  backward_few, add_block, store_dweight, convert_kind)
-TABLES[1] = Table(start_64, rms_norm_64, add_rms_norm_64, residual_add_64, rms_norm_64,
-                  backward_64, backward_64, NULL, add_block, store_dweight_64, convert_kind)
+TABLES[0] = Table(start, rms_norm, add_rms_norm, residual_add, backward, backward_few, add_block,
+                  store_dweight, convert_kind)
+TABLES[1] = Table(start_64, rms_norm_64, add_rms_norm_64, residual_add_64, backward_64, NULL,
+                  add_block, store_dweight_64, convert_kind)
 
 table = PyCapsule_New(TABLES, "fastrms.kernels", NULL)
 flags = FLAGS.decode()

@@ -61,7 +61,6 @@ def use_isa(isa):
         others = tables_of(backward)
         mixed[0], mixed[1] = tables[0], others[1]
         mixed[0].backward, mixed[0].backward_few = others[0].backward, others[0].backward_few
-        mixed[0].row_products = others[0].row_products
         tables = mixed
     kernels, isa_in_use = tables, isa
 
