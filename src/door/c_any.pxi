@@ -114,6 +114,7 @@ cdef size_t c_any_scratch_bytes(ptrdiff_t rows, ptrdiff_t n, int threads) noexce
     if init_c_job(&job, rows, n, n, 0.0, 0.0, threads):
         return 0
     job.kinds.arithmetic = FLOAT64
+    job.dx = <float*>&job           # as for backward, which stages most rows
     if threads != 1:
         count = threads_for(rows * n)
     return (c_scratch_bytes(rows, n, threads) + 2 * vector_bytes(n) + 64
