@@ -216,6 +216,21 @@ def test_same_bits_everywhere(restore, rng, function, accumulate):
         assert [key for key, found in seen.items() if differences(found, first)] == []
 
 
+@pytest.mark.parametrize("n", [256, 300, 304])
+def test_blocks_sum_dweight_apart(restore, isa, rng, n):
+    """No block writes to the sum of another, even past its end where dx is off a cache line."""
+    x, dy = rng.standard_normal((2, 96, n))
+    memory = np.empty(x.size + 16)
+    start = -memory.ctypes.data % 64 // 8 + 2
+    dx = memory[start : start + x.size].reshape(x.shape)
+    found = []
+    for threads in (1,) + (3,) * 30:
+        fastrms.set_num_threads(threads)
+        dweight = fastrms.rms_norm_backward(dy, x, np.ones(n), dx=dx)[1]
+        found.append(dweight.tobytes())
+    assert set(found) == {found[0]}
+
+
 def test_row_is_the_same_in_any_batch(isa, threads, rng):
     for function, n in itertools.product(FUNCTIONS, (1, 33, 1024)):
         mix = dict.fromkeys(ARGUMENTS_OF[function], "float64")

@@ -71,7 +71,7 @@ ctypedef struct Job:        # float64 kernels cast the pointers: there each floa
     Py_ssize_t ahead        # to STREAM: distance in rows to the row that is prefetched
     Py_ssize_t batch        # rows, at most BATCH, in backward GROUP
 
-ctypedef struct GradientSums:   # of the weight, each to the end of its last cache line
+ctypedef struct GradientSums:   # of the weight, each with room for a vector past n
     double* dweight         # (n,) IN-OUT
     float* group            # (n,) IN-OUT: a group of up to 8 rows, times LIFT_DY
     bint begins             # whether the first row begins a group, or continues one

@@ -29,7 +29,7 @@ cdef struct Plan:
     Py_ssize_t piece        # blocks between two checks for Ctrl-C
     Py_ssize_t first        # block of the piece that several threads run
     int threads
-    Py_ssize_t width        # n, rounded up to whole cache lines
+    Py_ssize_t width        # of a sum: whole cache lines, and room for a vector past n
     # NULL without dweight, of `width` elements a row.
     double* dweight         # (n,) IN-OUT: the sum of all blocks
     double* sums            # (slots, n), one for each block at work; dweight if there is but one
@@ -57,7 +57,7 @@ cdef inline Plan make_plan(const Table* table, rows_kernel kernel, const Job* jo
     plan.blocks = (rows + plan.size - 1) // plan.size
     plan.threads = <int>max(1, min(<Py_ssize_t>threads, plan.blocks))
     plan.piece = max(1, piece_rows // plan.size // plan.threads) * plan.threads
-    plan.width = whole_lines(job.n)
+    plan.width = whole_lines(job.n + 7)     # a vector of doubles may begin at column n - 1
     plan.dweight = plan.sums = NULL
     plan.groups = NULL
     plan.staging, plan.staging_bytes = NULL, staging_bytes(job)
