@@ -41,15 +41,14 @@ cdef inline void tune(Job* job, int arrays, const float* output, Py_ssize_t stri
     cdef Py_ssize_t least = 1 if job.dx == NULL else 2
     cdef Py_ssize_t batch_bytes = (4 * arrays if job.dx == NULL else 16) * job.n
     cdef Py_ssize_t bytes = arrays * job.rows * job.n * <Py_ssize_t>sizeof(float)
-    cdef Py_ssize_t stream_bytes = STREAM_BYTES
     cdef bint on_lines = (<size_t>output | <size_t>stride * sizeof(float)) % 64 == 0
-    # One thread that streams fills the memory's bandwidth; two that find x and y in the last level
-    # take half of its time, and one with narrow rows 0.6 to 0.9 (16 to 24 MiB, Zen 4).
-    if arrays == 2 and not FETCHES and (job.n < 512 or thread_count() > 1):
-        stream_bytes += stream_bytes // 2
     if accumulate:
         job.store = ACCUMULATE
-    elif not in_place and job.n >= (64 if on_lines else 512) and bytes >= stream_bytes:
+    # One thread that streams fills the memory's bandwidth; two that find x and y in the last level
+    # take half of its time, and one with narrow rows 0.6 to 0.9 (16 to 24 MiB, Zen 4).
+    elif (not in_place and job.n >= (64 if on_lines else 512) and bytes >= STREAM_BYTES
+            and (2 * bytes >= 3 * STREAM_BYTES or arrays > 2 or FETCHES
+                 or (job.n >= 512 and thread_count() == 1))):
         job.store = STREAM
     else:
         job.store = FETCH if FETCHES and job.n >= 128 else STORE    # it fetches 128 floats ahead
