@@ -100,20 +100,21 @@ NONE = (0, 0, 0)
 class Scratch(threading.local):
     """The kernels' scratch: a buffer for each thread, which grows."""
 
-    wanted, place = None, (0, 0)
+    wanted, place = None, (0, 0, None)
 
 
 scratch = Scratch()
 
 
 def take_scratch(rows, n):
-    """Return the address of scratch for a call, and its size."""
+    """Return the address of scratch for a call, its size, and the buffer, to be held until the call
+    is done: a signal's handler may take more."""
     wanted = rows, n, num_threads()
     if scratch.wanted != wanted:
         size = functions.any_scratch_bytes(rows, n, 0)
         if size > scratch.place[1]:
-            scratch.buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
-            scratch.place = scratch.buffer.data_ptr(), size
+            buffer = torch.empty(size, dtype=torch.uint8, device="cpu")
+            scratch.place = buffer.data_ptr(), size, buffer
         scratch.wanted = wanted
     return scratch.place
 
@@ -122,6 +123,7 @@ def run(function, n, x, weight, eps, weight_offset, flags=0, *,
         residual=None, out=None, dy=None, dx=None, dweight=None):  # fmt: skip
     """Call a function of fastrms.h with tensors whose rows, of n, lie at one distance each."""
     rows = x.numel() // n if n else 0
+    address, size, _buffer = take_scratch(rows, n)
     call = CALL.pack(
         *array(x, n),
         *(NONE if residual is None else array(residual, n)),
@@ -130,7 +132,7 @@ def run(function, n, x, weight, eps, weight_offset, flags=0, *,
         *(NONE if dx is None else array(dx, n)),
         *(NONE if weight is None else array(weight, n)),
         *(NONE if dweight is None else array(dweight, n)),
-        rows, n, eps, weight_offset, 1.0, flags, 0, *take_scratch(rows, n)
+        rows, n, eps, weight_offset, 1.0, flags, 0, address, size
     )  # fmt: skip
     error = function(call)
     if error:
@@ -233,10 +235,11 @@ def norm(x, weight, eps, weight_offset, round_first):
     ):  # as below, in 0.7 of the time for one row
         y = torch.empty_like(x)
         kind, rows = KINDS[x.dtype], x.numel() // n if n else 0
-        address = 0 if weight is None else weight.data_ptr()
+        vector = 0 if weight is None else weight.data_ptr()
+        address, size, _buffer = take_scratch(rows, n)
         error = functions.rms_norm_any(NORM.pack(
-            x.data_ptr(), n, kind, y.data_ptr(), n, kind, address, n, kind,
-            rows, n, eps, weight_offset, 1.0, flags, 0, *take_scratch(rows, n)
+            x.data_ptr(), n, kind, y.data_ptr(), n, kind, vector, n, kind,
+            rows, n, eps, weight_offset, 1.0, flags, 0, address, size
         ))  # fmt: skip
         if error:
             refuse(error)
