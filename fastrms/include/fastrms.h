@@ -141,7 +141,7 @@ typedef struct fastrms_functions {
                               double eps, double weight_offset, int accumulate, int threads);
 
     /* The scratch of the backward functions, in bytes: some 32 n with threads = 1, at most 800 n
-     * with 0, n rounded up to a multiple of 16. 0 for bad sizes, for which the call fails. */
+     * with 0, n + 7 rounded up to a multiple of 16. 0 for bad sizes, for which the call fails. */
     size_t (*scratch_bytes)(ptrdiff_t rows, ptrdiff_t n, int threads);
 
     /* Functions above for arrays of any kind, in any mix. Each array is widened to the call's
