@@ -231,6 +231,18 @@ def test_blocks_sum_dweight_apart(restore, isa, rng, n):
     assert set(found) == {found[0]}
 
 
+def test_dweight_of_an_infinite_inverse(isa):
+    """Squares that vanish give Inf in each column, wherever dx lies."""
+    x, ones, memory = np.full((1, 256), 1e-170), np.ones((1, 256)), np.empty(272)
+    squares, products = fastrms.sum_squares(x), fastrms.sum_products(ones, x, ones[0])
+    for start in range(16):
+        dx = memory[start : start + 256].reshape(1, 256)
+        sums = (squares, products, 256, ones[0])
+        with np.errstate(all="ignore"):
+            _, dweight = fastrms.rms_scale_backward(ones, x, *sums, eps=0.0, dx=dx)
+        assert (dweight == np.inf).all(), start
+
+
 def test_row_is_the_same_in_any_batch(isa, threads, rng):
     for function, n in itertools.product(FUNCTIONS, (1, 33, 1024)):
         mix = dict.fromkeys(ARGUMENTS_OF[function], "float64")

@@ -110,7 +110,10 @@ cdef inline void write_64(const Row64* row, Py_ssize_t i, Py_ssize_t count, int 
     if flags & BACKWARD:
         dy = take_64(row.dy, i, count, flags)
         if row.dweight != NULL:
-            store_wide(row.dweight + i, load_wide(row.dweight + i) + dy * xhat)
+            value = dy * xhat
+            if count < WIDE:    # where inv_rms is Inf, 0 * inv_rms would be NaN in a next column
+                value = keep_part(value, count)
+            store_wide(row.dweight + i, load_wide(row.dweight + i) + value)
         value = inv_rms * (weigh_64(row, dy, i, count, flags) - xhat * splat_wide(row.mean))
         if flags & SCALED:
             value = value * splat_wide(row.undo[0]) * splat_wide(row.undo[1])
