@@ -161,6 +161,23 @@ def test_streamed_past_the_caches(way, draw):
         _core.set_caches(*previous)
 
 
+def test_streamed_off_cache_lines(restore, isa, draw):
+    """Segments that start off a cache line sum dweight apart, though the first one is on a line."""
+    x, dy, weight = draw(64, 32, 73), draw(64, 32, 73), draw(73)
+    memory = np.empty(64 * (32 * 80 + 8) + 16, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    segments = memory[start : start + 64 * (32 * 80 + 8)].reshape(64, -1)
+    dx = segments[:, : 32 * 80].reshape(64, 32, 80)[..., :73]
+    previous, found = _core.set_caches(1 << 16, 1, False), []
+    try:
+        for threads in (1,) + (2,) * 100:
+            fastrms.set_num_threads(threads)
+            found.append(fastrms.rms_norm_backward(dy, x, weight, dx=dx)[1].tobytes())
+    finally:
+        _core.set_caches(*previous)
+    assert set(found) == {found[0]}
+
+
 @pytest.mark.parametrize("strides", [(5 * N, N - 1), (N, N), (N, 2 * N), (2 * N, N), (-N, 2 * N)])
 def test_an_output_whose_rows_overlap(way, draw, strides):
     """The result is as if rows were written one after the other, on any number of threads."""

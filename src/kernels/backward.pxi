@@ -212,7 +212,8 @@ cdef void backward(const Job* job, Py_ssize_t first, Py_ssize_t last,
     cdef Py_ssize_t group_last
     cdef double* dweight = NULL if sums == NULL else sums.dweight
     group.terms = NULL if sums == NULL else sums.group
-    group.begins, group.padded = sums == NULL or sums.begins, job.n < 256
+    group.begins = sums == NULL or sums.begins
+    group.padded = job.n < 256 and job.store != STREAM      # whose vectors begin anywhere in a row
     if job.squares != NULL or job.dx == NULL:
         gradient_in_float64(job, first, last, dweight)
         return
