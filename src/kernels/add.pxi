@@ -1,7 +1,9 @@
 # The residual add: in float32, or with a scale in float64; and of float64 rows.
 
 from kernels.job cimport GradientSums, Job
-from kernels.simd cimport VEC, WIDE, load, put_vec, splat_wide, store, take, take_vec
+from kernels.simd cimport (
+    VEC, WIDE, load, narrow, put_vec, splat_wide, store, take, take_vec, widen,
+)
 from machine.caches cimport floats_to_line
 
 
@@ -20,12 +22,13 @@ cdef void add_row(float* residual, const float* x, Py_ssize_t n) noexcept nogil:
 
 cdef void add_scaled(float* residual, const float* x, double scale, Py_ssize_t n) noexcept nogil:
     """residual += scale * x in float64, rounded once. residual (n,) IN-OUT; x (n,) IN."""
-    cdef Py_ssize_t i = 0, count
-    while i < n:
-        count = min(<Py_ssize_t>WIDE, n - i)
-        put(residual + i, take(residual + i, count) + splat_wide(scale) * take(x + i, count), count,
-            False)
+    cdef Py_ssize_t i = 0
+    while i + WIDE <= n:
+        narrow(residual + i, widen(residual + i) + splat_wide(scale) * widen(x + i))
         i += WIDE
+    if i < n:
+        put(residual + i, take(residual + i, n - i) + splat_wide(scale) * take(x + i, n - i), n - i,
+            False)
 
 
 cdef void residual_add(const Job* job, Py_ssize_t first, Py_ssize_t last,
