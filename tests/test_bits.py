@@ -302,6 +302,18 @@ def test_caches_change_no_bit(way, caches, draw, rows, n, start, level, stream_b
     assert np.all(memory[start + rows * n :] == 7)
 
 
+def test_streaming_that_depends_on_threads_changes_no_bit(restore, caches, draw):
+    """A forward of just so many bytes is streamed on one thread alone, if its rows are long."""
+    for n in (64, 576):
+        x, weight, found = draw(64, n), draw(n), set()
+        for stream_bytes in (1 << 40, 2 * x.nbytes):
+            caches(1 << 15, stream_bytes, False)
+            for threads in (1, 2):
+                fastrms.set_num_threads(threads)
+                found.add(fastrms.rms_norm(x, weight).tobytes())
+        assert len(found) == 1
+
+
 @pytest.mark.parametrize(("rows", "n"), [(290_000, 31), (3, 3_000_001)])
 def test_pieces_between_signals(isa, draw, rows, n):
     """Large calls run in pieces, to check for signals; their rows have the bits of small calls."""
