@@ -80,7 +80,7 @@ TYPES = {
 # signals; the floats of a loop step. Also an empty tail, and a vector that is overwritten before it
 # is read.
 SPEED = re.compile(
-    r"fetch|ahead|stream_fence|n >= 256|job.batch|pairs|RELEASE_GIL|parallel_from|"
+    r"fetch|ahead|stream_fence|n >= 256|n >= 3 |job.batch|pairs|RELEASE_GIL|parallel_from|"
     r"PIECE|piece|tune\(|BLOCKS_A_THREAD|brief|if i < n:|= splat\(0\)|LANES <= end"
 )
 # Exactly at the border of a range both ways to compute are right.
