@@ -19,9 +19,13 @@ def standard_library_text():
     files = [f for f in sorted(root.rglob("*.py")) if not skip & set(f.relative_to(root).parts)]
     random.Random(0).shuffle(files)  # so that the held-out tail is no single package
     parts, documented = [], (ast.Module, ast.ClassDef, ast.FunctionDef)
+    statements = (ast.stmt, ast.excepthandler, ast.match_case)  # expressions hold no docstring
     for file in files:
         source = file.read_text("utf-8", "ignore")
-        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+        nodes = [ast.parse(source)]
+        for node in nodes:  # grows on the way
+            nodes += [part for part in ast.iter_child_nodes(node) if isinstance(part, statements)]
+        nodes = [node for node in nodes if isinstance(node, documented)]
         parts += filter(None, map(ast.get_docstring, nodes))
         lines = (line.strip() for line in source.splitlines())
         parts.append("\n".join(line for line in lines if line.startswith("#")))

@@ -1,5 +1,6 @@
 """Shared fixtures: instruction sets, thread counts, random data, checks that inputs are kept."""
 
+import gc
 import importlib.util
 import os
 import subprocess
@@ -41,6 +42,12 @@ settings.register_profile(
 # Only whether a test fails matters here; shrinking the example would take minutes.
 settings.register_profile("mutants", settings.get_profile("suite"), phases=[Phase.generate])
 settings.load_profile("suite")
+
+
+def pytest_collection_finish():
+    """Let garbage collections pass over the collected tests, which stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,6 +10,8 @@ import pytest
 from fastrms import reference
 from fastrms.demo import depth, show
 
+from .test_command import exit_code
+
 pytestmark = pytest.mark.usefixtures("one_blas_thread")
 
 BY_NAME = {design.name: design for design in depth.DESIGNS}
@@ -259,11 +261,11 @@ def test_the_picture(tmp_path):
         (["--layers", "2", "--json", "."], "cannot write '.': Is a directory"),
     ],
 )
-def test_a_refusal_is_one_line(args, reason):
-    run = command(*args)
-    assert run.returncode == 2
-    assert reason in run.stderr
-    assert run.stderr.count("\n") == 1
+def test_a_refusal_is_one_line(capsys, args, reason):
+    assert exit_code("demo", "depth", *args) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert reason in error
 
 
 def test_a_missing_extra_is_named():

@@ -18,7 +18,7 @@ import fastrms
 from .signatures import ARGUMENTS_OF, BACKWARD, FUNCTIONS, MATRICES, OUTPUTS, SUMS, beside
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs an interval timer")
-ROWS, N = 8200, 4096  # three pieces
+ROWS, N = 6200, 4096  # two pieces
 HELD = np.float32(7)  # what outputs hold before a call
 WRITES_ROWS = [f for f in FUNCTIONS if {*OUTPUTS[f]} & {*MATRICES[f]}]
 

@@ -17,7 +17,7 @@ pytest.importorskip("rich", reason="the progress bar needs the extra [bench]")
 import termios  # noqa: E402
 
 BENCH = (sys.executable, "-m", "fastrms", "bench", "--op", "all", "--rounds", "1")
-LARGEST = "16384x128"
+WIDEST = "10000x100"
 
 
 def on_terminal(columns, args, **streams):
@@ -55,10 +55,10 @@ def test_all_that_is_widest_fits_80_columns(capsys):
 
 @pytest.mark.parametrize("stderr", ["tty", subprocess.DEVNULL])
 def test_80_columns_show_every_cell(stderr):
-    args = [*BENCH, "--shape", LARGEST, "--data", "all"]
+    args = [*BENCH, "--shape", WIDEST, "--data", "outlier"]
     shown, _ = on_terminal(80, args, stdout="tty", stderr=stderr)
-    rows = [line for line in shown if f" {LARGEST} " in line]
-    assert len(rows) == 2 * len(report.OPS)
+    rows = [line for line in shown if f" {WIDEST} " in line]
+    assert len(rows) == len(report.OPS)
     for line in rows:
         assert len(line) <= 80
         assert re.search(r"[\d.]+ [? ]  +\d+\.\d\d  +[\d.]+ [num]s  +[\d.]+  +\d+%$", line), line
