@@ -87,7 +87,7 @@ def test_grid(way, draw, shape):
     assert ulps(y, reference.rms_norm(stream, weight)) <= FORWARD_ULP
 
 
-def test_large_forward(rng, threads):
+def test_large_forward(rng, way):
     """Use arrays larger than every cache, where streaming stores take over."""
     x = rng.standard_normal((199, 65536), dtype=np.float32)
     weight = rng.standard_normal(65536, dtype=np.float32)

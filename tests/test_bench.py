@@ -177,7 +177,8 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from fastrms.__main__ import main; sys.exit(main())"
     )
-    command = [sys.executable, "-c", program, "bench", *shapes, "--json", tmp_path / "part.json"]
+    command = [sys.executable, "-c", program, "bench", *shapes, "--rounds", "1"]
+    command += ["--json", tmp_path / "part.json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
         lines = [p.stdout.readline()]
         while " 1x1 " not in lines[-1]:  # the legend, the titles, and the first row

@@ -86,7 +86,7 @@ def _within(found, exact, bound):
 
 @needs_oracle
 @pytest.mark.parametrize("family", FAMILIES)
-def test_forward(isa, rng, family):
+def test_forward(way, rng, family):
     for n in LENGTHS:
         x, weight = FAMILIES[family](rng, (ROWS, n)), rng.standard_normal(n)
         for eps in EPS:
@@ -101,7 +101,7 @@ def test_forward(isa, rng, family):
 
 @needs_oracle
 @pytest.mark.parametrize("family", FAMILIES)
-def test_add_and_norm(isa, rng, family):
+def test_add_and_norm(way, rng, family):
     """The residual is np.add's, and y is within the bound of the norm of that sum."""
     for n in LENGTHS:
         x, residual = FAMILIES[family](rng, (ROWS, n)) / 4, FAMILIES[family](rng, (ROWS, n)) / 2
@@ -118,7 +118,7 @@ def test_add_and_norm(isa, rng, family):
 
 @needs_oracle
 @pytest.mark.parametrize("family", FAMILIES)
-def test_backward(isa, rng, family):
+def test_backward(way, rng, family):
     """Each element of dx within its own terms; dweight within the sum of its terms' magnitudes."""
     for n in LENGTHS:
         x, weight = FAMILIES[family](rng, (ROWS, n)), rng.standard_normal(n)
@@ -141,7 +141,7 @@ def test_backward(isa, rng, family):
 
 @needs_oracle
 @pytest.mark.parametrize("scale", [1.0, 1e150, 1e-145])
-def test_split_rows(isa, rng, scale):
+def test_split_rows(way, rng, scale):
     """Squares that fit float64: sums of two parts of a row, and each part scaled by the whole."""
     for n in (2, 32, 100, 9000):
         x, dy = _scaled(scale)(rng, (ROWS, n)), rng.standard_normal((ROWS, n))

@@ -23,7 +23,7 @@ from fastrms.conformance.hard import HARD, Rows, exact, with_offset
 from .conftest import SEED
 
 # A few rows of each length, more of the short ones.
-SHAPES = ((64, 5), (64, 17), (256, 64), (128, 576), (16, 4096), (4, 16384), (1, 262144))
+SHAPES = ((64, 5), (64, 17), (64, 64), (32, 576), (4, 4096), (2, 16384), (1, 65536))
 
 fromhex = np.vectorize(float.fromhex, otypes=[np.float32])
 
@@ -110,7 +110,7 @@ def test_counterexample_at_a_power_of_two(way, name):
 @pytest.mark.parametrize("size", [256.0, 128.0])
 def test_outlier_pair_of_many_rows(way, size):
     """Two channels dominate their row: one such row in 2000 used to exceed the bounds."""
-    rng, rows = np.random.default_rng(SEED), 10_000
+    rng, rows = np.random.default_rng(SEED), 4000
     x = rng.standard_normal((rows, 576), dtype=np.float32)
     x[:, 7] = size * rng.uniform(1, 1.1, rows)
     x[:, 133] = -x[:, 7]

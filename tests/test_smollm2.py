@@ -62,7 +62,7 @@ def encode(model, question):
     return model.tokenizer.encode(smollm2.chat(question)).ids
 
 
-def greedy(model, prompt, norm, limit=16):
+def greedy(model, prompt, norm, limit=8):
     return list(smollm2.generate(model, prompt, norm, smollm2.chooser(), limit))
 
 
@@ -84,7 +84,7 @@ def test_greedy_tokens_match_a_float64_norm(model):
     # The two largest logits of this answer differ by 0.02 at least, 40 times the tolerance.
     prompt = encode(model, "Explain in one paragraph why the sky is blue.")
     tokens = greedy(model, prompt, fastrms)
-    assert len(tokens) == 16
+    assert len(tokens) == 8
     assert tokens == greedy(model, prompt, fastrms.reference)
 
 
