@@ -35,7 +35,7 @@ settings.register_profile(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-settings.register_profile("ci", settings.get_profile("suite"), max_examples=10_000)
+settings.register_profile("ci", settings.get_profile("suite"), max_examples=4_000)
 settings.register_profile(
     "soak", settings.get_profile("suite"), max_examples=200_000, derandomize=False, database=None
 )

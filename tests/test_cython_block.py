@@ -26,7 +26,7 @@ def cython_block(tmp_path_factory):
     package = str(Path(fastrms.__file__).parents[1])  # the checkout, if it is not installed
     done = subprocess.run(
         command,
-        env={**os.environ, "PYTHONPATH": package},
+        env={**os.environ, "PYTHONPATH": package, "CFLAGS": "-O1"},
         capture_output=True,
         text=True,
         cwd=folder,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fuzz calls, valid and not (tests/test_fuzz.py): 10,000 examples, the same each time; with FULL=1
-# twenty times as many, different each time.
+# Fuzz calls, valid and not (tests/test_fuzz.py): 4,000 examples, the same each time; with FULL=1
+# fifty times as many, different each time.
 set -euo pipefail
 profile=ci
 [ "${FULL:-0}" != 1 ] || profile=soak

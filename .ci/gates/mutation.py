@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Change one operator or constant of the kernels or the door: the tests must fail.
 
-Tries 20 mutants, chosen by a hash of their keys; all with FULL=1; with a commit, as in `mutation.py
+Tries 12 mutants, chosen by a hash of their keys; all with FULL=1; with a commit, as in `mutation.py
 main`, those on lines changed since. Only the baseline is built, so that no test compares a mutant
 with unchanged kernels. A mutant that hangs or crashes is dead. Mutants that change no promised
 result are listed in survivors.txt, each with a reason; only FULL=1 tries them, because a survivor
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import scratch_build
 
 FULL = os.environ.get("FULL") == "1"
-SAMPLE, JOBS, LEAST = 20, 2, 0.95
+SAMPLE, JOBS, LEAST = 12, 2, 0.95
 CPU_SECONDS, SECONDS = 100, 600  # for tests that take 25 s: a busy machine kills no mutant
 # The quick tests first; the rest for mutants that survive those.
 KERNEL = (
