@@ -27,6 +27,8 @@ from .signatures import ARGUMENTS_OF, REQUIRED, ROWS, SUMS, N, beside  # noqa: E
 
 SEED = 20191016
 
+gc.set_threshold(100_000, 20, 100)  # to collect garbage seldom saves an eighth of the suite's time
+
 # The same examples each time, except in the soak. No deadline: the machine may be busy.
 settings.register_profile(
     "suite",
@@ -42,13 +44,6 @@ settings.register_profile(
 # Only whether a test fails matters here; shrinking the example would take minutes.
 settings.register_profile("mutants", settings.get_profile("suite"), phases=[Phase.generate])
 settings.load_profile("suite")
-
-
-def pytest_collection_finish():
-    """Collect garbage seldom, and not among the tests: an eighth of the suite's time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(scope="session", autouse=True)
